@@ -1,0 +1,348 @@
+"""This machine, as its own programs and files describe it; nothing is guessed from names or from text for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+
+SYSTEMS = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
+RECORDED = "LABRIG_HOST"  # environment variable: a JSON file that stands for the queries
+
+_QUERY = ("name", "compute_cap", "memory.total", "driver_version")
+_ARCHS = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "arm64", "aarch64": "arm64"}
+_SECONDS = 10.0  # a driver in trouble lets nvidia-smi hang
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU, in the order of nvidia-smi (by PCI bus)."""
+
+    name: str
+    capability: str | None = None  # compute capability, "8.6"; None = the driver does not say
+    memory_mib: int | None = None
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a machine is. None and "" mean: not known, or not there."""
+
+    os: str  # linux, macos, windows
+    arch: str  # of the hardware: x86_64; aarch64 on Linux and arm64 on macOS and Windows
+    os_version: str = ""  # "15.1" on macOS; the distribution's name on Linux
+    libc: str | None = None  # "glibc 2.36", "musl 1.2.4"
+    python: str = ""  # the one that runs labrig
+    docker: str | None = None  # version of the engine that answers; None = none does, see docker_error
+    docker_error: str = ""
+    driver: str | None = None  # NVIDIA driver; in WSL2 it is the one of Windows
+    gpus: tuple[Gpu, ...] = ()
+    gpu_error: str = ""  # why GPUs could not be asked although there are signs of an NVIDIA driver
+    chip: str | None = None  # "Apple M2"
+    translated: bool = False  # this Python is an Intel one under Rosetta
+    wsl: bool = False
+    container: bool = False
+    found_by: str = "queries"
+
+    @property
+    def platform(self) -> str | None:
+        """The name that labrig/data uses: linux_x86_64, linux_aarch64, macos_arm64, windows_amd64; None for others."""
+        name = f"{self.os}_{'amd64' if (self.os, self.arch) == ('windows', 'x86_64') else self.arch}"
+        return name if name in ("linux_x86_64", "linux_aarch64", "macos_arm64", "windows_amd64") else None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; ``from_json`` reads it back."""
+        return {**asdict(self), "gpus": [asdict(gpu) for gpu in self.gpus], "platform": self.platform}
+
+
+def from_json(data: object, origin: str) -> Host:
+    """A recorded machine. Only `os` and `arch` are required. UsageError names what is wrong in `origin`."""
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{origin}: not a JSON object", found=type(data).__name__, fix="record one with doctor --json")
+    values = {key: value for key, value in data.items() if key not in ("platform", "found_by")}
+    known = {field.name for field in fields(Host)} - {"found_by"}
+    if stray := sorted(set(values) - known):
+        raise UsageError(
+            f"{origin}: unknown keys", found=", ".join(map(str, stray)), fix=f"use only {', '.join(sorted(known))}"
+        )
+    _expect(
+        origin, "os", values.get("os"), "one of " + ", ".join(SYSTEMS.values()), values.get("os") in SYSTEMS.values()
+    )
+    for key in ("arch", "os_version", "python", "docker_error", "gpu_error"):
+        _expect(origin, key, values.get(key, ""), "text", isinstance(values.get(key, ""), str))
+    for key in ("libc", "docker", "driver", "chip"):
+        _expect(origin, key, values.get(key), "text or null", isinstance(values.get(key), str | None))
+    for key in ("translated", "wsl", "container"):
+        _expect(origin, key, values.get(key, False), "true or false", isinstance(values.get(key, False), bool))
+    if (driver := values.get("driver")) is not None:
+        _expect(origin, "driver", driver, "numbers and dots, such as 580.65.06", _is_version(driver))
+    gpus = values.get("gpus", ())
+    _expect(origin, "gpus", gpus, "a list of objects", isinstance(gpus, list | tuple))
+    values["gpus"] = tuple(_gpu_from_json(gpu, origin) for gpu in gpus)
+    values["arch"] = _normal_arch(values["os"], values.get("arch", ""))
+    return Host(**values, found_by=origin)
+
+
+def _gpu_from_json(data: object, origin: str) -> Gpu:
+    keys = [field.name for field in fields(Gpu)]
+    _expect(origin, "gpus", data, f"objects of {', '.join(keys)}", isinstance(data, Mapping) and set(data) <= set(keys))
+    assert isinstance(data, Mapping)  # noqa: S101 for the type checker
+    gpu = Gpu(data.get("name", ""), data.get("capability"), data.get("memory_mib"))
+    _expect(origin, "gpus.name", gpu.name, "text", isinstance(gpu.name, str) and bool(gpu.name))
+    capable = gpu.capability is None or (isinstance(gpu.capability, str) and _is_capability(gpu.capability))
+    _expect(origin, "gpus.capability", gpu.capability, "a compute capability such as 8.6, in quotes, or null", capable)
+    sized = gpu.memory_mib is None or (isinstance(gpu.memory_mib, int) and not isinstance(gpu.memory_mib, bool))
+    _expect(origin, "gpus.memory_mib", gpu.memory_mib, "a whole number of MiB or null", sized)
+    return gpu
+
+
+def _expect(origin: str, key: str, found: object, allowed: str, holds: bool) -> None:
+    if not holds:
+        raise UsageError(f"{origin}: {key} is wrong", found=repr(found), fix=f"write {allowed}")
+
+
+def _is_version(text: str) -> bool:
+    return re.fullmatch(r"[0-9]+(\.[0-9]+)*", text) is not None
+
+
+def _is_capability(text: str) -> bool:
+    return re.fullmatch(r"[0-9]+\.[0-9]", text) is not None
+
+
+def _normal_arch(system: str, machine: str) -> str:
+    arch = _ARCHS.get(machine.lower(), machine.lower())
+    return "aarch64" if (system, arch) == ("linux", "arm64") else arch
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a program said. `code` is None when it did not end in time or could not be started."""
+
+    code: int | None
+    out: str
+    error: str
+
+
+Run = Callable[[Sequence[str], float], Answer]
+
+
+def ask(command: Sequence[str], seconds: float) -> Answer:
+    """Run a program in the C locale, for at most `seconds`; it is killed with its children when the time is over.
+
+    A process that hangs inside the kernel, as nvidia-smi over a broken driver, cannot be killed: it is left behind.
+    """
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=environment,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return Answer(None, "", f"{Path(command[0]).name} cannot be started: {error.strerror or error}")
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        with suppress(OSError):
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=1)
+        return Answer(None, "", f"{Path(command[0]).name} did not answer within {seconds:g} s")
+    return Answer(process.returncode, out, err.strip())
+
+
+def read_host(
+    *, root: Path = Path("/"), run: Run = ask, uname: platform.uname_result | None = None, seconds: float = _SECONDS
+) -> Host:
+    """This machine, or the recorded one in the JSON file that LABRIG_HOST names (`found_by` then says so).
+
+    `root` is where system files are read, `run` how programs are asked, `uname` what the kernel calls itself, `seconds`
+    how long one program may take. Raises UsageError for a LABRIG_HOST that cannot be read, or an unknown system.
+    """
+    if recorded := os.environ.get(RECORDED):
+        return _recorded(Path(recorded))
+    uname = uname or platform.uname()
+    if uname.system not in SYSTEMS:
+        raise UsageError(
+            "labrig does not know this system", found=uname.system, fix="use Linux, macOS, or WSL2 on Windows"
+        )
+    system = SYSTEMS[uname.system]
+    host = Host(os=system, arch=_normal_arch(system, uname.machine), python=platform.python_version())
+    if system == "linux":
+        host = _linux(host, root, run, seconds)
+    elif system == "macos":
+        host = _macos(host, run, seconds)
+    else:
+        host = replace(host, os_version=uname.version)
+    if system != "macos":
+        host = _nvidia(host, root, run, seconds)
+    version, why_not = _docker()
+    return replace(host, docker=version, docker_error=why_not)
+
+
+def _recorded(path: Path) -> Host:
+    origin = f"{RECORDED}={path}"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{RECORDED} names a file that cannot be read as JSON",
+            found=f"{path}: {error}",
+            fix=f"unset {RECORDED}, or name a file with the host object of doctor --json",
+        ) from error
+    return from_json(data, origin)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _linux(host: Host, root: Path, run: Run, seconds: float) -> Host:
+    named = re.search(r'^PRETTY_NAME="?([^"\n]*)', _text(root / "etc/os-release"), re.MULTILINE)
+    marks = (root / ".dockerenv", root / "run/.containerenv")
+    groups = re.search(r"docker|containerd|kubepods|libpod|lxc", _text(root / "proc/1/cgroup"))
+    return replace(
+        host,
+        os_version=named[1] if named else "",
+        libc=_glibc() or _musl(root, run, seconds),
+        wsl=re.search("microsoft-standard|WSL2", _text(root / "proc/version")) is not None,
+        container=groups is not None or any(mark.exists() for mark in marks),
+    )
+
+
+def _glibc() -> str | None:
+    try:
+        answer = os.confstr("CS_GNU_LIBC_VERSION")  # unknown to a Python on musl
+    except (AttributeError, OSError, ValueError):
+        return None
+    return answer if answer and answer.startswith("glibc ") else None
+
+
+def _musl(root: Path, run: Run, seconds: float) -> str | None:
+    """musl's loader prints its version on stderr when it is run without arguments."""
+    for loader in sorted((root / "lib").glob("ld-musl-*.so.1")):
+        found = re.search(r"^Version (\S+)", run([str(loader)], seconds).error, re.MULTILINE)
+        return f"musl {found[1]}" if found else "musl"
+    return None
+
+
+def _macos(host: Host, run: Run, seconds: float) -> Host:
+    def tell(*command: str) -> str:
+        answer = run(command, seconds)
+        return answer.out.strip() if answer.code == 0 else ""
+
+    apple = tell("sysctl", "-n", "hw.optional.arm64") == "1"
+    return replace(
+        host,
+        # An Intel Python under Rosetta sees an x86_64 kernel; the chip does not lie.
+        arch="arm64" if apple else host.arch,
+        translated=apple and host.arch != "arm64",
+        os_version=tell("sw_vers", "-productVersion"),
+        chip=tell("sysctl", "-n", "machdep.cpu.brand_string") or None,
+    )
+
+
+def _nvidia(host: Host, root: Path, run: Run, seconds: float) -> Host:
+    """The driver from the kernel's own files (nvidia-smi may hang or be absent), the GPUs from nvidia-smi's query."""
+    loaded = _text(root / "sys/module/nvidia/version").strip()
+    if not _is_version(loaded):
+        line = re.search(
+            r"Kernel Module(?: for \S+)?\s+([0-9]+(?:\.[0-9]+)+)", _text(root / "proc/driver/nvidia/version")
+        )
+        loaded = line[1] if line else ""
+    wsl = root / "usr/lib/wsl/lib/nvidia-smi"
+    program = shutil.which("nvidia-smi") or (str(wsl) if wsl.exists() else None)
+    if program is None:
+        names = (_text(path) for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")))
+        models = [found[1] for text in names if (found := re.search(r"^Model:\s*(\S.*?)\s*$", text, re.MULTILINE))]
+        why_not = "the NVIDIA driver is loaded, but nvidia-smi is not on PATH" if loaded else ""
+        return replace(host, driver=loaded or None, gpus=tuple(map(Gpu, models)), gpu_error=why_not)
+
+    columns: tuple[str, ...] = _QUERY
+    answer = _query(program, columns, run, seconds)
+    if "compute_cap" in answer.out + answer.error and "not a valid field" in answer.out + answer.error:
+        # Drivers up to R470 cannot say it.
+        columns = tuple(column for column in _QUERY if column != "compute_cap")
+        answer = _query(program, columns, run, seconds)
+    said = (answer.error or answer.out).strip().partition("\n")[0]
+    if "No devices were found" in answer.out + answer.error:
+        return replace(host, driver=loaded or None)
+    if answer.code != 0:
+        why_not = said if answer.code is None else f"nvidia-smi ends with {answer.code}: {said}"
+        return replace(host, driver=loaded or None, gpu_error=why_not)
+    gpus, drivers = [], []
+    for line_ in answer.out.splitlines():
+        # A name may hold a comma, the columns after it cannot.
+        values = line_.rsplit(",", len(columns) - 1)
+        row = dict(zip(columns, (value.strip() for value in values), strict=False))
+        if len(values) != len(columns) or not (_is_version(row["driver_version"]) and row["name"]):
+            return replace(
+                host, driver=loaded or None, gpu_error=f"nvidia-smi gives an unreadable answer: {line_[:80]!r}"
+            )
+        capability, memory = row.get("compute_cap", ""), row["memory.total"]
+        gpus.append(
+            Gpu(
+                row["name"],
+                capability if _is_capability(capability) else None,  # [N/A] and the like: not known
+                int(memory) if memory.isdecimal() else None,
+            )
+        )
+        drivers.append(row["driver_version"])
+    return replace(host, driver=loaded or (drivers[0] if drivers else None), gpus=tuple(gpus))
+
+
+def _query(program: str, columns: Sequence[str], run: Run, seconds: float) -> Answer:
+    return run([program, f"--query-gpu={','.join(columns)}", "--format=csv,noheader,nounits"], seconds)
+
+
+def _docker() -> tuple[str | None, str]:
+    """The version of the Docker engine that answers, or None and why none does."""
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        with closing(docker.from_env(timeout=3)) as client:
+            client.ping()
+            return str(client.version()["Version"]), ""
+    except (DockerException, OSError, KeyError, TypeError, ValueError) as error:
+        return None, _why_no_docker(error)
+
+
+def _why_no_docker(error: BaseException) -> str:
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(cause, PermissionError) for cause in causes):
+        return "permission denied: this user may not talk to the Docker engine"
+    if any(isinstance(cause, FileNotFoundError) for cause in causes):
+        there = shutil.which("dockerd") or shutil.which("docker")
+        return "not running: there is a docker program, but no engine's socket" if there else "not installed"
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return "not running: the connection is refused"
+    return str(error).partition("\n")[0]
