@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -322,9 +323,16 @@ def _query(program: str, columns: Sequence[str], run: Run, seconds: float) -> An
 def _docker() -> tuple[str | None, str]:
     """The version of the Docker engine that answers, or None and why none does."""
     import docker
+    from docker.context import ContextAPI
     from docker.errors import DockerException
 
     try:
+        address = os.environ.get("DOCKER_HOST") or ContextAPI.kwargs_from_context().get("base_url", "")
+        if address.startswith("unix://"):
+            # The SDK wraps the reason of a failed connection three times, and leaves its socket open.
+            with socket.socket(socket.AF_UNIX) as knock:
+                knock.settimeout(3)
+                knock.connect("/" + address.removeprefix("unix://").lstrip("/"))
         with closing(docker.from_env(timeout=3)) as client:
             client.ping()
             return str(client.version()["Version"]), ""
@@ -332,17 +340,12 @@ def _docker() -> tuple[str | None, str]:
         return None, _why_no_docker(error)
 
 
-def _why_no_docker(error: BaseException) -> str:
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    if any(isinstance(cause, PermissionError) for cause in causes):
+def _why_no_docker(error: Exception) -> str:
+    if isinstance(error, PermissionError):
         return "permission denied: this user may not talk to the Docker engine"
-    if any(isinstance(cause, FileNotFoundError) for cause in causes):
+    if isinstance(error, ConnectionRefusedError):
+        return "not running: the connection is refused"
+    if isinstance(error, FileNotFoundError):
         there = shutil.which("dockerd") or shutil.which("docker")
         return "not running: there is a docker program, but no engine's socket" if there else "not installed"
-    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
-        return "not running: the connection is refused"
-    return str(error).partition("\n")[0]
+    return str(error).partition("\n")[0] or type(error).__name__
