@@ -41,11 +41,13 @@ def judge(target: Target, host: Host, others: Sequence[Target] = ()) -> Finding:
     verdict, reason, fix = _cannot_install(target, host) or _compute(target, host, others)
     others = [other for other in others if other.name != target.name]
     no_gpu = verdict == CPU_ONLY and not host.gpus
-    if (verdict in (NO_INSTALL, UNKNOWN) or no_gpu) and (instead := best(others, host)):
+    if (verdict in (NO_INSTALL, UNKNOWN) or no_gpu) and (instead := _best_running(others, host)):
         fix = f"{fix}; or use target `{instead}`" if fix else f"use target `{instead}`"
     elif verdict == NO_INSTALL and not fix:
         made_for = [other.name for other in others if host.platform in other.platforms]
         fix = f"make target `{made_for[0]}` run here first" if made_for else f"use a machine with {_needs(target)}"
+    elif verdict == UNKNOWN and not fix:
+        fix = f"find out by trying: `invoke build --target={target.name}`, then `invoke verify --target={target.name}`"
     return Finding(target.name, verdict, reason, fix)
 
 
@@ -54,13 +56,17 @@ def best(targets: Iterable[Target], host: Host) -> str | None:
 
     Where none runs, one that runs on the CPU only; None where not even that is known to work.
     """
-    verdicts = [(target, judge(target, host).verdict) for target in targets]
-    runs = [target for target, verdict in verdicts if verdict == RUNS]
+    targets = list(targets)
+    slow = [target for target in targets if judge(target, host).verdict == CPU_ONLY]
+    return _best_running(targets, host) or (_newest(slow).name if slow else None)
+
+
+def _best_running(targets: Iterable[Target], host: Host) -> str | None:
+    runs = [target for target in targets if judge(target, host).verdict == RUNS]
     for device in ("cuda", "mps", "cpu"):
         if fitting := [target for target in runs if target.device == device]:
             return _newest(fitting).name
-    slow = [target for target, verdict in verdicts if verdict == CPU_ONLY]
-    return _newest(slow).name if slow else None
+    return None
 
 
 def report(targets: Sequence[Target], host: Host) -> dict[str, Any]:
@@ -297,8 +303,8 @@ def _cuda_fix(target: Target, gpu: Gpu, host: Host, others: Sequence[Target]) ->
     if fitting:
         goal = _newest(fitting).name
         return f"install NVIDIA driver {needs[goal]} or newer{where}{limit}, then use target `{goal}`"
-    on_cpu = best([other for other in others if other.device == "cpu"], host)
-    advice = f"no target has code for this card{f' ({known.advice})' if known else ''}"
+    on_cpu = _best_running([other for other in others if other.device == "cpu"], host)
+    advice = f"no target is known to have code for this card{f' ({known.advice})' if known else ''}"
     return f"{advice}; use target `{on_cpu}` on the CPU" if on_cpu else advice
 
 

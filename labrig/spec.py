@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from labrig import compat
+from labrig.errors import SpecError
+
+TABLE = "targets.toml"
+NAME = re.compile(r"[a-z0-9-]{1,40}")
+EXACT = re.compile(r"\d+\.\d+\.\d+")
+MINOR = re.compile(r"3\.\d+")
+ENGINES = ("docker", "venv", "conda")
+PLATFORMS = ("linux_x86_64", "linux_aarch64", "macos_arm64")  # Windows users run the Linux targets in WSL2
+MPS = "mps"
 
 
 @dataclass(frozen=True)
@@ -20,7 +39,7 @@ class Target:
     packages: tuple[str, ...]
     companions: tuple[str, ...]  # "torchvision==0.28.0", versions from the data
     index: str | None  # name in [indexes] that torch and companions come from; None = the default index
-    unlocked: Mapping[str, str]  # platform -> why no lock can be made for it here
+    unlocked: Mapping[str, str]  # platform -> why no lock can be made for it
     why: str
     # derived from labrig/data
     cuda: str | None  # "13.0"
@@ -28,3 +47,298 @@ class Target:
     archs: Mapping[str, tuple[str, ...]]  # platform -> compute capabilities with native code
     glibc: str | None  # lowest glibc
     macos: str | None  # lowest macOS on which the device works
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Compute capabilities with native code on the first platform; empty where no GPU code is compiled in."""
+        return self.archs.get(self.platforms[0], ())
+
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        """Names of the packages that come from ``index``: torch and its companions."""
+        return ("torch", *(companion.partition("==")[0] for companion in self.companions))
+
+
+@dataclass(frozen=True)
+class Table:
+    """images/targets.toml as a whole."""
+
+    path: Path
+    targets: Mapping[str, Target]
+    indexes: Mapping[str, str]
+
+    def pick(self, name: str) -> Target:
+        """The target of that name.
+
+        Raises:
+            SpecError: there is none; the message lists those there are.
+        """
+        if name not in self.targets:
+            raise SpecError(
+                f"no target {name!r} in {self.path.name}",
+                found=f"targets: {', '.join(self.targets)}",
+                fix="name one of these with --target, or add a row",
+            )
+        return self.targets[name]
+
+
+def read(path: Path) -> Table:
+    """Read and validate the pin table.
+
+    Raises:
+        SpecError: naming row, key, what was found and what is allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError(f"no pin table at {path}", fix="run from a labrig checkout") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read {path}", found=str(error), fix="make it a readable UTF-8 file") from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path.name} is not valid TOML", found=str(error), fix=f"edit {path}") from None
+    return parse(data, path)
+
+
+def parse(data: Mapping[str, Any], path: Path) -> Table:
+    """Validate an already parsed table; see :func:`read`."""
+    top = _Row(path.name, "the top level", data, {"defaults", "indexes", "targets"})
+    defaults = _Row(path.name, "[defaults]", top.table("defaults"), {"packages", "engines"})
+    indexes_row = _Row(path.name, "[indexes]", top.table("indexes"), None)
+    indexes = {name: indexes_row.index_url(name) for name in indexes_row.data}
+    rows = top.table("targets")
+    if not rows:
+        top.fail("targets", "no rows", "at least one [targets.NAME] table")
+    targets: dict[str, Target] = {}
+    for name in rows:
+        if not NAME.fullmatch(name):
+            raise SpecError(
+                f"{path.name}: {name!r} cannot be a target's name",
+                found=name,
+                fix="1 to 40 of a-z, 0-9 and -, as in [targets.cuda-legacy]",
+            )
+        row = _Row(path.name, f"[targets.{name}]", top.nested("targets", name), _KEYS)
+        targets[name] = _target(name, row, defaults, indexes)
+    return Table(path, MappingProxyType(targets), MappingProxyType(indexes))
+
+
+_DERIVED = ("cuda", "min_driver", "capabilities", "glibc", "macos")
+_KEYS = frozenset(
+    {"torch", "variant", "python", "index", "platforms", "packages", "companions", "engines", "unlocked", "why"}
+    | set(_DERIVED)
+)
+
+
+def _target(name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str]) -> Target:
+    torch = row.matching("torch", EXACT, 'an exact version in quotes, such as "2.13.0"')
+    release = compat.release(torch)
+    if release is None:
+        row.fail("torch", torch, f"a release known to labrig/data/releases.tsv: {', '.join(compat.releases())}")
+    python = row.matching("python", MINOR, 'a minor version in quotes, such as "3.13"')
+    variant = row.word("variant", _variants(torch))
+    device = "cuda" if variant.startswith("cu") else variant
+    platforms = _platforms(row, torch, variant)
+    _check_wheels(row, torch, python, platforms)
+    index = _index(row, torch, variant, platforms, indexes)
+    engines = (row if "engines" in row.data else defaults).words("engines", ENGINES)
+    if device == MPS and "docker" in engines:
+        row.fail(
+            "engines", "docker", "venv or conda: a container on a Mac cannot reach the GPU (pytorch/pytorch#81224)"
+        )
+    unlocked = row.table("unlocked")
+    for platform, reason in unlocked.items():
+        if platform not in platforms:
+            row.fail("unlocked", platform, f"platforms of this row: {', '.join(platforms)}")
+        if not isinstance(reason, str) or not reason.strip():
+            row.fail(f"unlocked.{platform}", repr(reason), "the reason, as text")
+    build = compat.variant(torch, "cpu" if variant == MPS else variant)
+    cuda = build.cuda if build and build.cuda and variant.startswith("cu") else None
+    mac = compat.macos_floor(torch) if device == MPS else None
+    target = Target(
+        name=name,
+        torch=torch,
+        variant=variant,
+        python=python,
+        device=device,
+        engines=engines,
+        platforms=platforms,
+        packages=_packages(row if "packages" in row.data else defaults),
+        companions=_companions(row, release, python, platforms),
+        index=index,
+        unlocked=MappingProxyType(dict(unlocked)),
+        why=row.text("why"),
+        cuda=".".join(cuda.split(".")[:2]) if cuda else None,
+        min_driver=compat.driver_floor(variant, cuda) if cuda else None,
+        archs=MappingProxyType({p: a for p in platforms if cuda and (a := compat.archs(torch, variant, p))}),
+        glibc=next((g for p in platforms if (g := release.glibc.get(p))), None) if device != MPS else None,
+        macos=max((mac.install, mac.mps), key=_numbers) if mac else None,
+    )
+    _cross_check(row, target)
+    return target
+
+
+def _variants(torch: str) -> tuple[str, ...]:
+    """Variant words a row may use for this torch: cpu, cuNNN, and mps where a macOS wheel exists."""
+    known = tuple(v.name for v in compat.variants(torch) if v.kind in ("cpu", "cuda") and v.platforms)
+    return (*known, MPS) if compat.pythons(torch, "macos_arm64") else known
+
+
+def _platforms(row: _Row, torch: str, variant: str) -> tuple[str, ...]:
+    if variant == MPS:
+        allowed: tuple[str, ...] = ("macos_arm64",)
+    else:
+        build = compat.variant(torch, variant)
+        # The macOS wheel always carries MPS, so it is the mps variant and never the cpu one.
+        allowed = tuple(p for p in PLATFORMS if build and p in build.platforms and p != "macos_arm64")
+    if "platforms" not in row.data:
+        return allowed[:1]
+    platforms = row.words("platforms", None)
+    for platform in platforms:
+        if platform not in allowed:
+            hint = "; Windows users run the Linux targets in WSL2" if platform.startswith("windows") else ""
+            row.fail("platforms", platform, f"{', '.join(allowed)} (where torch {torch} {variant} has a wheel){hint}")
+    return platforms
+
+
+def _check_wheels(row: _Row, torch: str, python: str, platforms: Iterable[str]) -> None:
+    for platform in platforms:
+        pythons = compat.pythons(torch, platform)
+        if python not in pythons:
+            have = " ".join(pythons) or "none"
+            row.fail("python", python, f"a Python that torch {torch} has a wheel for on {platform}: {have}")
+
+
+def _index(row: _Row, torch: str, variant: str, platforms: Iterable[str], indexes: Mapping[str, str]) -> str | None:
+    if "index" in row.data:
+        return row.word("index", tuple(indexes))
+    wanted = "cpu" if variant == MPS else variant
+    for platform in platforms:
+        plain = compat.default_variant(torch, platform)
+        if plain != wanted:
+            row.fail(
+                "index",
+                f"none, and a plain install of torch {torch} on {platform} gives {plain or 'an unknown build'}",
+                f"the name of an index that has {variant} builds, from [indexes]: {', '.join(indexes) or 'none yet'}",
+            )
+    return None
+
+
+def _packages(row: _Row) -> tuple[str, ...]:
+    packages = row.words("packages", None)
+    for text in packages:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            row.fail("packages", text, f"a package name, with versions if wanted ({error})")
+        if requirement.url or requirement.marker:
+            row.fail("packages", text, "a package name, with versions if wanted; no address and no marker")
+        if canonicalize_name(requirement.name) in ("torch", "torchvision", "torchaudio"):
+            row.fail("packages", text, "torch is the row's own key; torchvision and torchaudio go into companions")
+    return packages
+
+
+def _companions(row: _Row, release: compat.Release, python: str, platforms: Iterable[str]) -> tuple[str, ...]:
+    if "companions" not in row.data:
+        return ()
+    pins = []
+    for name in row.words("companions", ("torchvision", "torchaudio")):
+        version = release.torchvision if name == "torchvision" else release.torchaudio
+        if version is None:
+            row.fail("companions", name, f"only companions that torch {release.torch} has")
+        for platform in platforms:
+            pythons = compat.companion_pythons(name, version, platform)
+            if python not in pythons:
+                have = " ".join(pythons) or "none"
+                row.fail("companions", name, f"{name} {version} on {platform} has wheels for Python {have}")
+        pins.append(f"{name}=={version}")
+    return tuple(pins)
+
+
+def _cross_check(row: _Row, target: Target) -> None:
+    derived = {
+        "cuda": target.cuda,
+        "min_driver": target.min_driver,
+        "capabilities": list(target.capabilities) or None,
+        "glibc": target.glibc,
+        "macos": target.macos,
+    }
+    for key in _DERIVED:
+        if key in row.data and row.data[key] != derived[key]:
+            fact = "nothing (it has none)" if derived[key] is None else repr(derived[key])
+            row.fail(key, repr(row.data[key]), f"{fact}, by labrig/data for torch {target.torch} {target.variant}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+class _Row:
+    """One TOML table with the words for its errors: which file, which row, which key."""
+
+    def __init__(self, file: str, title: str, data: Mapping[str, Any], keys: Iterable[str] | None) -> None:
+        self.file, self.title, self.data = file, title, data
+        if keys is not None:
+            for key in data:
+                if key not in (allowed := sorted(keys)):
+                    raise SpecError(
+                        f"{file}: {title} has an unknown key {key!r}", found=key, fix=f"allowed: {', '.join(allowed)}"
+                    )
+
+    def fail(self, key: str, found: str, allowed: str) -> NoReturn:
+        raise SpecError(f"{self.file}: {self.title} key {key!r} is wrong", found=found, fix=f"allowed: {allowed}")
+
+    def text(self, key: str) -> str:
+        return str(self._get(key, lambda v: isinstance(v, str) and bool(v.strip()), "text in quotes"))
+
+    def matching(self, key: str, pattern: re.Pattern[str], allowed: str) -> str:
+        return str(self._get(key, lambda v: isinstance(v, str) and bool(pattern.fullmatch(v)), allowed))
+
+    def word(self, key: str, allowed: tuple[str, ...]) -> str:
+        return str(self._get(key, lambda v: isinstance(v, str) and v in allowed, f"one of {', '.join(allowed)}"))
+
+    def words(self, key: str, allowed: tuple[str, ...] | None) -> tuple[str, ...]:
+        shown = f"a list of {', '.join(allowed)}" if allowed else "a list of texts"
+        value: list[str] = self._get(
+            key,
+            lambda v: (
+                isinstance(v, list)
+                and bool(v)
+                and all(isinstance(w, str) and (allowed is None or w in allowed) for w in v)
+                and len(set(v)) == len(v)
+            ),
+            f"{shown}, each once",
+        )
+        return tuple(value)
+
+    def table(self, key: str) -> Mapping[str, Any]:
+        value = self.data.get(key, {})
+        if not isinstance(value, dict):
+            self.fail(key, repr(value), "a table")
+        return value
+
+    def nested(self, key: str, name: str) -> Mapping[str, Any]:
+        value = self.data[key][name]
+        if not isinstance(value, dict):
+            self.fail(f"{key}.{name}", repr(value), "a table")
+        return value
+
+    def index_url(self, name: str) -> str:
+        if not NAME.fullmatch(name):
+            self.fail(name, name, "names of 1 to 40 of a-z, 0-9 and -")
+        schemes = ("https://", "http://", "file://")
+        return str(self._get(name, lambda v: isinstance(v, str) and v.startswith(schemes), "an address in quotes"))
+
+    def _get(self, key: str, good: Callable[[Any], bool], allowed: str) -> Any:
+        if key not in self.data:
+            self.fail(key, "nothing", allowed)
+        value = self.data[key]
+        if not good(value):
+            self.fail(key, f"{value!r}" + ("" if isinstance(value, str) else f" ({_toml_type(value)})"), allowed)
+        return value
+
+
+def _toml_type(value: object) -> str:
+    if isinstance(value, bool):
+        return "a boolean"
+    return {int: "a number", float: "a number", list: "a list", dict: "a table"}.get(type(value), "a date or time")

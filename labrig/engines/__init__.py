@@ -1,0 +1,81 @@
+"""Engines: what turns a lock into an environment that can be entered.
+
+An engine is a module with three functions (:class:`Engine`); there is no base class. Adding one is a module beside
+these and its name in :data:`MODULES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from labrig.errors import UsageError
+
+if TYPE_CHECKING:
+    from labrig.host import Host
+    from labrig.lock import Lock
+    from labrig.spec import Target
+
+MODULES = {"venv": "labrig.engines.venv"}
+
+Fetch = Callable[[], Path]  # makes sure every wheel of the lock is in the store and verified; gives the store
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What an engine made. ``reference`` is how people name it: a folder, or an image by digest."""
+
+    target: Target
+    engine: str
+    reference: str
+    lock: Lock
+
+
+class Run(Protocol):
+    """Run a command inside a session."""
+
+    def __call__(
+        self, argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> int: ...
+
+
+@dataclass(frozen=True)
+class Session:
+    """An entered environment.
+
+    ``run`` runs a command inside with this process's standard streams and returns its exit code; ``hostspec`` is the
+    same place for testinfra (``local://``, ``docker://ID``); ``python`` the interpreter's name in there.
+    """
+
+    environment: Environment
+    run: Run
+    hostspec: str
+    python: str
+
+
+class Engine(Protocol):
+    """The three functions of an engine module."""
+
+    def check(self, target: Target, host: Host) -> str | None:
+        """Why this engine cannot make this target on this host, or None."""
+
+    def build(self, target: Target, lock: Lock, fetch: Fetch, *, offline: bool = False) -> Environment:
+        """Make the environment, or find it made; ``fetch`` is called only if wheels are needed."""
+
+    def session(self, environment: Environment) -> AbstractContextManager[Session]:
+        """Enter an environment; whatever that starts is ended when the context is left."""
+
+
+def load(name: str) -> Engine:
+    """The engine module of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in MODULES:
+        raise UsageError(f"no engine {name!r}", found=f"engines: {', '.join(MODULES)}", fix="name one with --engine")
+    return cast(Engine, importlib.import_module(MODULES[name]))

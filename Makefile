@@ -1,0 +1,30 @@
+# Doors for people who do not know Invoke yet. Everything real is in tasks.py: `.venv/bin/invoke --list`.
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+
+.PHONY: help setup up test check bench toolkit
+
+help: ## say what the doors are
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## make .venv, the toolkit's private environment
+	@sh bootstrap.sh
+
+up: setup ## do the main job for this host: lock check, fetch, build, labs, verify, one table
+	@$(BIN)/invoke up
+
+test: setup check ## pass all tests (container tests where a Docker engine answers)
+	@$(BIN)/python -m pytest -q
+
+check: setup ## static checks: types, lint, rendered files current
+	@$(BIN)/mypy
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/invoke render --check
+
+bench: setup ## measure against what a user would do instead
+	@$(BIN)/python -m bench
+
+toolkit: setup ## pin the toolkit's own packages anew (requirements.txt)
+	@$(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --upgrade --all-extras --no-header --no-annotate \
+	    --python-version 3.11 pyproject.toml --output-file requirements.txt

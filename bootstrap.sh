@@ -1,0 +1,37 @@
+#!/bin/sh
+# Make .venv: a private Python environment with the toolkit, pinned and hashed in requirements.txt. Asks nothing.
+#   sh bootstrap.sh            PYTHON=/path/to/python names the interpreter
+set -eu
+cd -- "$(dirname -- "$0")"
+
+stamp=.venv/requirements.txt
+if [ -e "$stamp" ] && cmp -s requirements.txt "$stamp" && .venv/bin/python -c 'import labrig' >/dev/null 2>&1; then
+    exit 0
+fi
+
+# Candidates are run, not believed: a python on PATH may be a pyenv shim that fails, or lack venv and ensurepip.
+python=
+for candidate in ${PYTHON:+"$PYTHON"} python3 python python3.13 python3.12 python3.14 python3.11 \
+    /usr/bin/python3 /opt/homebrew/bin/python3 "$HOME"/.pyenv/versions/3.1[1-9].*/bin/python3; do
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+        python=$candidate
+        break
+    fi
+done
+if [ -z "$python" ]; then
+    echo "labrig: no working Python 3.11 or newer (with venv and ensurepip) was found." >&2
+    echo "  fix:   install one (Debian, Ubuntu: apt install python3-venv) or name it: PYTHON=/path/to/python3 make setup" >&2
+    exit 3
+fi
+
+echo "making .venv with $("$python" --version) ($(command -v "$python"))" >&2
+# A half-made one, left by an interrupted set-up, is made anew: it has no stamp.
+"$python" -m venv --clear .venv
+# pip's own settings (index, find-links, certificate, proxy) hold; uv comes along as one of the pinned packages.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.txt || {
+    echo "labrig: the toolkit could not be installed (above); look at the network or pip config list, then run it again" >&2
+    exit 4
+}
+# The checkout itself, importable: one path, nothing built and nothing downloaded.
+.venv/bin/python -c 'import sysconfig, pathlib; pathlib.Path(sysconfig.get_path("purelib"), "labrig.pth").write_text(str(pathlib.Path.cwd()) + "\n")'
+cp requirements.txt "$stamp"

@@ -1,0 +1,51 @@
+"""`invoke list`: every target with what is pinned and what follows from the pins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from labrig import lock
+from labrig.spec import Table
+
+COLUMNS = ("target", "torch", "variant", "Python", "device", "CUDA", "driver", "capabilities", "engines", "locked for")
+
+
+def entries(table: Table) -> list[dict[str, Any]]:
+    """One dictionary a target, in the order of the table; the form of ``invoke list --json``."""
+    images = table.path.parent
+    return [
+        {
+            "name": target.name,
+            "torch": target.torch,
+            "variant": target.variant,
+            "cuda": target.cuda,
+            "python": target.python,
+            "device": target.device,
+            "engines": list(target.engines),
+            "platforms": list(target.platforms),
+            "min_driver": target.min_driver,
+            "capabilities": list(target.capabilities),
+            "locked": list(lock.locked_platforms(target, images)),
+        }
+        for target in table.targets.values()
+    ]
+
+
+def rows(listed: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The same for people; a platform without a current lock is shown as such."""
+    return [
+        (
+            entry["name"],
+            entry["torch"],
+            entry["variant"],
+            entry["python"],
+            entry["device"],
+            entry["cuda"] or "-",
+            f">= {entry['min_driver']}" if entry["min_driver"] else "-",
+            " ".join(entry["capabilities"]) or "-",
+            " ".join(entry["engines"]),
+            ", ".join(p if p in entry["locked"] else f"({p}: not locked)" for p in entry["platforms"]),
+        )
+        for entry in listed
+    ]

@@ -1,0 +1,215 @@
+"""What `verify` checks: one declared list, each check a plain function from facts and expectations to an outcome.
+
+A check that is not in the list cannot be forgotten silently: `verify` compares what ran with what is declared. Each
+check says which engines and platforms it is for; where it is not for an environment it is "not applicable", which is
+neither a skip nor a pass. A skip always has a reason and never counts as a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.utils import canonicalize_version
+
+from labrig.lock import Lock
+from labrig.spec import Target
+
+PASSED, FAILED, SKIPPED, NOT_APPLICABLE = "passed", "failed", "skipped", "not applicable"
+STATUSES = (PASSED, FAILED, SKIPPED, NOT_APPLICABLE)
+ALL_ENGINES = ("docker", "venv", "conda")
+ALL_PLATFORMS = ("linux_x86_64", "linux_aarch64", "macos_arm64")
+LINUX = ALL_PLATFORMS[:2]
+# What may stand in an environment without being locked: the tools that make one, never what labs import.
+BOOTSTRAP = frozenset({"pip", "setuptools", "wheel"})
+
+Facts = Mapping[str, Any]  # the probe's document
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What an environment is measured against."""
+
+    target: Target
+    lock: Lock
+    engine: str
+    require_device: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check saw. ``reason`` says why for anything but a pass."""
+
+    status: str
+    expected: str
+    found: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One declared check."""
+
+    id: str
+    says: str  # what holds when it passes
+    run: Callable[[Expectation, Facts], Outcome]
+    engines: tuple[str, ...] = ALL_ENGINES
+    platforms: tuple[str, ...] = ALL_PLATFORMS
+
+    def applies(self, engine: str, platform: str) -> bool:
+        """True if this check is for environments of that engine and platform."""
+        return engine in self.engines and platform in self.platforms
+
+
+def judge(check: Check, expectation: Expectation, facts: Facts) -> Outcome:
+    """Run one check. A fact the probe could not read fails it, with the probe's reason."""
+    if not check.applies(expectation.engine, expectation.lock.platform):
+        scope = f"for {', '.join(check.engines)} on {', '.join(check.platforms)}"
+        return Outcome(NOT_APPLICABLE, "", "", scope)
+    try:
+        return check.run(expectation, facts)
+    except _Unread as error:
+        return Outcome(FAILED, check.says, "no such fact", str(error))
+
+
+class _Unread(Exception):
+    pass
+
+
+def _fact(facts: Facts, *keys: str) -> Any:
+    value: Any = facts
+    for key in keys:
+        if isinstance(value, Mapping) and "error" in value and key not in value:
+            raise _Unread(f"the probe failed to read {keys[0]}: {value['error']}")
+        if not isinstance(value, Mapping) or key not in value:
+            raise _Unread(f"the probe said nothing of {'.'.join(keys)}")
+        value = value[key]
+    if isinstance(value, Mapping) and set(value) == {"error"}:
+        raise _Unread(f"the probe failed to read {keys[0]}: {value['error']}")
+    return value
+
+
+def _same(expected: object, found: object, reason: str) -> Outcome:
+    if expected == found:
+        return Outcome(PASSED, str(expected), str(found))
+    return Outcome(FAILED, str(expected), str(found), reason)
+
+
+def check_python(e: Expectation, facts: Facts) -> Outcome:
+    """The interpreter's minor version is the row's."""
+    return _same(e.target.python, _fact(facts, "python", "minor"), "another Python runs here")
+
+
+def check_torch(e: Expectation, facts: Facts) -> Outcome:
+    """``torch.__version__`` is the pin, and its local part, if any, is the row's variant."""
+    found = str(_fact(facts, "torch", "version"))
+    version, _, local = found.partition("+")
+    expected = e.target.torch if e.target.device == "mps" else f"{e.target.torch}+{e.target.variant}"
+    good = version == e.target.torch and local in ("", e.target.variant)
+    return Outcome(PASSED if good else FAILED, expected, found, "" if good else "another torch is imported here")
+
+
+def check_packages(e: Expectation, facts: Facts) -> Outcome:
+    """Every locked package stands at its locked version."""
+    found = _fact(facts, "packages")
+    wrong = [
+        f"{wheel.name} {found.get(wheel.name, 'missing')}, locked {wheel.version}"
+        for wheel in e.lock.wheels
+        if canonicalize_version(found.get(wheel.name, "missing")) != canonicalize_version(wheel.version)
+    ]
+    expected = f"{len(e.lock.wheels)} packages at their locked versions"
+    if wrong:
+        return Outcome(FAILED, expected, "; ".join(wrong), f"{len(wrong)} differ from the lock")
+    return Outcome(PASSED, expected, f"{len(e.lock.wheels)} as locked")
+
+
+def check_extra(e: Expectation, facts: Facts) -> Outcome:
+    """Nothing is installed that the lock does not name, but for the declared bootstrap set."""
+    extra = sorted(set(_fact(facts, "packages")) - {wheel.name for wheel in e.lock.wheels} - BOOTSTRAP)
+    expected = f"nothing beyond the lock and {', '.join(sorted(BOOTSTRAP))}"
+    if extra:
+        return Outcome(FAILED, expected, ", ".join(extra), "installed by hand, or by another lock")
+    return Outcome(PASSED, expected, "nothing")
+
+
+def check_files(e: Expectation, facts: Facts) -> Outcome:
+    """Every installed file is there in the size its package's RECORD states."""
+    wrong = list(_fact(facts, "files", "wrong"))
+    count = _fact(facts, "files", "count")
+    if wrong or not count:
+        return Outcome(FAILED, "every recorded file", "; ".join(wrong[:5]) or "no files", f"{len(wrong)} files differ")
+    return Outcome(PASSED, "every recorded file", f"{count} files")
+
+
+def check_cuda(e: Expectation, facts: Facts) -> Outcome:
+    """torch was compiled for the row's CUDA; for none if the row has none."""
+    expected = e.target.cuda or "none"
+    return _same(expected, _fact(facts, "torch", "cuda") or "none", "this torch was compiled for another CUDA")
+
+
+def check_archs(e: Expectation, facts: Facts) -> Outcome:
+    """The GPU architectures compiled into torch are the row's; readable without a GPU."""
+    if not e.target.archs.get(e.lock.platform):
+        if e.target.device == "cuda":
+            return Outcome(
+                SKIPPED, "unconfirmed", "", f"labrig/data does not know the architectures for {e.lock.platform}"
+            )
+        expected: list[str] = []
+    else:
+        expected = sorted(capability.replace(".", "") for capability in e.target.archs[e.lock.platform])
+    found = sorted(_fact(facts, "torch", "archs"))
+    return _same(" ".join(expected) or "none", " ".join(found) or "none", "this torch has code for other GPUs")
+
+
+def check_device(e: Expectation, facts: Facts) -> Outcome:
+    """torch sees the row's device, and a real kernel and its gradient on it agree with the CPU."""
+    device = e.target.device
+    seen = _fact(facts, "device")
+    expected = f"{device}, one kernel and its gradient as on the CPU"
+    if device not in seen:
+        reason = f"torch sees no {device} device here (it sees {', '.join(seen)})"
+        if e.require_device:
+            return Outcome(FAILED, expected, "absent", reason + "; --require-device was given")
+        return Outcome(SKIPPED, expected, "absent", reason)
+    kernel = _fact(facts, "device", device, "kernel")
+    names = ", ".join(seen[device].get("names", [])) or device
+    if kernel != "ok":
+        return Outcome(FAILED, expected, kernel, f"the kernel on {names} failed")
+    return Outcome(PASSED, expected, names)
+
+
+def check_libraries(e: Expectation, facts: Facts) -> Outcome:
+    """Every shared library that torch brings or needs is loaded by the dynamic linker."""
+    broken = _fact(facts, "libraries", "broken")
+    loaded = _fact(facts, "libraries", "loaded")
+    if broken or not loaded:
+        found = "; ".join(f"{name}: {why}" for name, why in list(broken.items())[:5]) or "none found"
+        return Outcome(FAILED, "all load", found, f"{len(broken)} do not load")
+    return Outcome(PASSED, "all load", f"{loaded} loaded")
+
+
+def check_dataloader(e: Expectation, facts: Facts) -> Outcome:
+    """A DataLoader with two worker processes delivers what it should (it needs shared memory)."""
+    return _same("ok", _fact(facts, "dataloader"), "workers or their shared memory do not work here")
+
+
+def check_network(e: Expectation, facts: Facts) -> Outcome:
+    """Nothing in the environment tried to reach the network while it was probed."""
+    attempts = list(_fact(facts, "connections"))
+    return _same("none", "; ".join(attempts) or "none", "something here looks for the network by itself")
+
+
+CHECKS = (
+    Check("python", "the interpreter's minor version is the row's", check_python),
+    Check("torch", "torch is the pinned version and build", check_torch),
+    Check("packages", "every locked package stands at its version", check_packages, ("docker", "venv")),
+    Check("extra", "nothing is installed beyond the lock", check_extra, ("docker", "venv")),
+    Check("files", "every installed file is whole", check_files, ("docker", "venv")),
+    Check("cuda", "torch was compiled for the row's CUDA", check_cuda),
+    Check("archs", "torch has code for the row's GPUs", check_archs, platforms=LINUX),
+    Check("device", "the device computes", check_device),
+    Check("libraries", "shared libraries load", check_libraries),
+    Check("dataloader", "DataLoader works with 2 workers", check_dataloader),
+    Check("network", "no network is needed", check_network),
+)

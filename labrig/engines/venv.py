@@ -1,0 +1,172 @@
+"""The venv engine: a native environment, made by uv from the wheelhouse with no network."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from labrig import home, interpreters
+from labrig.engines import Environment, Fetch, Session
+from labrig.errors import BuildError
+from labrig.files import write_atomically
+from labrig.host import Host
+from labrig.lock import Lock
+from labrig.spec import Target
+
+MARK = "labrig.json"  # written last: an environment without it is unfinished and is made anew
+INSTALL_TIMEOUT = 1800  # seconds
+
+
+def check(target: Target, host: Host) -> str | None:
+    """Why no native environment of this target can be made here: another platform. None: it can."""
+    if host.platform not in target.platforms:
+        here = host.platform or f"{host.os} {host.arch}"
+        return f"target {target.name} is for {', '.join(target.platforms)}; this machine is {here}"
+    return None
+
+
+def build(target: Target, lock: Lock, fetch: Fetch, *, offline: bool = False) -> Environment:
+    """Make the environment of a lock, or find it made.
+
+    It stands in a folder named by the lock's digest, so a new lock never touches the environment in use. One build
+    of one environment runs at a time; a second waits and finds it made. What a killed build left is removed.
+
+    Raises:
+        HostError: no interpreter of the target's Python minor.
+        FetchError: from ``fetch``.
+        BuildError: the install failed; nothing half-made is kept.
+    """
+    place = folder(lock)
+    environment = Environment(target, "venv", str(place), lock)
+    if is_made(place):
+        return environment
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(place) as guard:
+        if is_made(place):  # by the build this one waited for
+            return environment
+        python = interpreters.find(target.python, offline=offline)
+        store = fetch()
+        if place.exists():
+            print(f"removing what an interrupted build left in {place}", file=sys.stderr)
+            shutil.rmtree(place)
+        try:
+            _install(python, lock, store, place, guard)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        note = {
+            "target": target.name,
+            "engine": "venv",
+            "lock": lock.digest,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_atomically(place / MARK, json.dumps(note, indent=2) + "\n")
+    return environment
+
+
+@contextlib.contextmanager
+def session(environment: Environment) -> Iterator[Session]:
+    """Enter a native environment: its programs first on PATH, nothing of the caller's Python leaking in."""
+    place = Path(environment.reference)
+    inner = entered(os.environ, place)
+
+    def run(argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> int:
+        program = shutil.which(argv[0], path=inner["PATH"]) or argv[0]
+        try:
+            return subprocess.run([program, *argv[1:]], cwd=cwd, env={**inner, **(env or {})}).returncode
+        except FileNotFoundError:
+            raise BuildError(
+                f"no program {argv[0]!r} in the environment of target {environment.target.name}",
+                found=str(place),
+                fix=f"invoke clean --target={environment.target.name}, then build again",
+            ) from None
+
+    yield Session(environment, run, "local://", str(place / "bin" / "python"))
+
+
+def entered(outer: Mapping[str, str], place: Path) -> dict[str, str]:
+    """The environment variables of a session in the environment at ``place``."""
+    inner = {k: v for k, v in outer.items() if k not in ("PYTHONHOME", "PYTHONPATH", "CONDA_PREFIX")}
+    inner["VIRTUAL_ENV"] = str(place)
+    inner["PATH"] = os.pathsep.join([str(place / "bin"), outer.get("PATH", os.defpath)])
+    inner["PYTHONNOUSERSITE"] = "1"  # a package in ~/.local must not shadow a locked one
+    return inner
+
+
+def folder(lock: Lock) -> Path:
+    """Where the environment of a lock stands, made or not."""
+    return home.environments() / lock.target / lock.digest[:12]
+
+
+def is_made(place: Path) -> bool:
+    """True if a build came to its end there."""
+    return (place / MARK).is_file()
+
+
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[int]:
+    """Hold the lock on building ``place``; the descriptor is handed to uv, so a kill -9 of labrig frees it only
+    when uv, too, has stopped writing there."""
+    with Path(f"{place}.building").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another build of this environment is running; waiting for it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def _install(python: Path, lock: Lock, store: Path, place: Path, guard: int) -> None:
+    from labrig import wheelhouse
+
+    print(f"installing {len(lock.wheels)} wheels with Python {lock.python} into {place}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="links-", dir=home.root()) as links:
+        wheelhouse.link_folder(lock.wheels, store, Path(links))
+        requirements = Path(links, "requirements.txt")
+        requirements.write_text(requirements_text(lock), encoding="utf-8")
+        _run_uv(["venv", "--python", str(python), str(place)], lock, guard)
+        _run_uv(
+            [
+                "pip", "sync", "--python", str(place / "bin" / "python"), "--offline", "--no-index",
+                "--find-links", links, "--require-hashes", "--no-build", "--strict", str(requirements),
+            ],
+            lock,
+            guard,
+        )  # fmt: skip
+
+
+def requirements_text(lock: Lock) -> str:
+    """The lock in pip's form: one exact, hashed requirement a line."""
+    return "".join(f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in lock.wheels)
+
+
+def _run_uv(arguments: list[str], lock: Lock, guard: int) -> None:
+    # uv's own settings are cut off: at this point every wheel is at hand and proven, nothing is to be found elsewhere.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("UV_", "VIRTUAL_ENV", "PIP_"))}
+    environment |= {"UV_CACHE_DIR": str(home.uv_cache()), "UV_NO_CONFIG": "1", "UV_PYTHON_DOWNLOADS": "never"}
+    command = [sys.executable, "-m", "uv", *arguments, "--quiet"]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, pass_fds=(guard,)
+        )
+    except subprocess.TimeoutExpired:
+        raise BuildError(
+            f"uv {arguments[0]} took more than {INSTALL_TIMEOUT} s", fix="look at the disk, then run it again"
+        ) from None
+    if done.returncode != 0:
+        free = shutil.disk_usage(home.root()).free
+        raise BuildError(
+            f"the environment of target {lock.target} could not be made",
+            found=done.stderr.strip().removeprefix("error: ").replace("\n", "\n         "),
+            fix=f"{free / 1e9:.1f} GB are free in {home.root()}, the environment needs about "
+            f"{4 * lock.size / 1e9:.1f} GB; make room or name another place with LABRIG_CACHE, then run it again",
+        )

@@ -1,0 +1,30 @@
+"""Where labrig keeps what it can make again: wheels, uv's unpacked copies, native environments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def root() -> Path:
+    """The user's cache folder for labrig; ``LABRIG_CACHE`` names another."""
+    if override := os.environ.get("LABRIG_CACHE"):
+        return Path(override).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("labrig")
+
+
+def wheels() -> Path:
+    """The wheelhouse."""
+    return root() / "wheels"
+
+
+def environments() -> Path:
+    """Native environments: <target>/<digest of the lock>."""
+    return root() / "envs"
+
+
+def uv_cache() -> Path:
+    """uv's own cache, beside the environments so that it can hard-link into them."""
+    return root() / "uv"

@@ -1,0 +1,85 @@
+"""Python interpreters of this host, found by running them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from labrig.errors import HostError
+
+# Name and file prove nothing: a pyenv shim on PATH may exit 127, a Debian python3 may lack venv, and a
+# free-threaded build takes other wheels.
+_ASK = (
+    "import json, sys, sysconfig; print(json.dumps(["
+    "'%d.%d' % sys.version_info[:2], bool(sysconfig.get_config_var('Py_GIL_DISABLED')), sys.executable]))"
+)
+ANSWER_TIMEOUT = 20  # seconds
+INSTALL_TIMEOUT = 600  # seconds
+
+
+def find(minor: str, *, offline: bool = False) -> Path:
+    """An interpreter of that minor version that really runs; uv fetches one if this host has none.
+
+    Raises:
+        HostError: none here, and uv could not fetch one (or must not: ``offline``).
+    """
+    tried = []
+    for candidate in _candidates(minor):
+        answer = _ask(candidate)
+        if answer and answer[0] == minor and not answer[1]:
+            return Path(answer[2])
+        tried.append(str(candidate))
+    if not offline and (fetched := _fetch(minor)):
+        return fetched
+    found = f"tried {', '.join(tried)}; none is a working Python {minor}" if tried else "none on PATH or in pyenv"
+    raise HostError(
+        f"no Python {minor} on this machine" + ("" if offline else ", and uv could not fetch one"),
+        found=found,
+        fix=f"install it (your system's packages, python.org, pyenv install {minor}, or, with a mirror, "
+        f"UV_PYTHON_INSTALL_MIRROR=URL) and run the command again",
+    )
+
+
+def _candidates(minor: str) -> Iterator[Path]:
+    seen: set[Path] = set()
+    places = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    places += sorted(pyenv.glob(f"{minor}.*/bin"), key=_patch, reverse=True)
+    for candidate in (Path(sys.executable), *(place / f"python{minor}" for place in places)):
+        if candidate.is_file() and candidate.absolute() not in seen:
+            seen.add(candidate.absolute())
+            yield candidate
+
+
+def _patch(folder: Path) -> int:
+    digits = folder.parent.name.rsplit(".", 1)[-1]
+    return int(digits) if digits.isdigit() else -1
+
+
+def _ask(python: Path) -> tuple[str, bool, str] | None:
+    try:
+        done = subprocess.run(
+            [str(python), "-I", "-c", _ASK], capture_output=True, text=True, timeout=ANSWER_TIMEOUT, check=True
+        )
+        version, free_threaded, executable = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return version, free_threaded, executable
+
+
+def _fetch(minor: str) -> Path | None:
+    uv = [sys.executable, "-m", "uv", "python"]
+    print(f"no Python {minor} here; asking uv for one", file=sys.stderr)
+    try:
+        subprocess.run([*uv, "install", "--quiet", minor], capture_output=True, timeout=INSTALL_TIMEOUT, check=True)
+        done = subprocess.run(
+            [*uv, "find", "--managed-python", minor], capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    answer = _ask(Path(done.stdout.strip()))
+    return Path(answer[2]) if answer and answer[0] == minor else None

@@ -1,0 +1,97 @@
+"""Run the labs inside an environment and read what they left. The labs themselves never import labrig."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from labrig import engines, home
+from labrig.engines import Environment
+from labrig.errors import HostError, LabError, LabrigError, UsageError
+
+GOOD = ("passed", "skipped")
+
+
+def run(
+    root: Path,
+    environment: Environment,
+    labs: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    device: str = "auto",
+    quick: bool = False,
+    jobs: int = 2,
+    as_json: bool = False,
+) -> Path:
+    """Run labs (all, if none are named) and write their results and the report; gives the results' folder.
+
+    A lab whose script, data, arguments and torch are those of its stored result is not run again.
+
+    Raises:
+        LabError: a gate was missed or a lab failed.
+        HostError: a named device is absent.
+        UsageError: no such lab.
+    """
+    out = out or results_folder(root, environment)
+    command = ["python", "-m", "labs", "run", *labs, "--out", str(out), "--device", device, "--jobs", str(jobs)]
+    command += ["--quick"] * quick + ["--json"] * as_json
+    with engines.load(environment.engine).session(environment) as session:
+        code = session.run(command, cwd=root)
+    raise_for(code, environment, out)
+    return out
+
+
+def raise_for(code: int, environment: Environment, out: Path) -> None:
+    """Turn the runner's exit code into labrig's error of the same code."""
+    name = environment.target.name
+    if code == LabError.code:
+        missed = [lab["lab"] for lab in read_results(out) if lab["status"] not in GOOD]
+        raise LabError(
+            f"labs failed on target {name}: {', '.join(missed) or 'see above'}",
+            fix=f"open {out / 'report.html'}; one lab alone: invoke labs --target={name} --lab={(missed or ['NN'])[0]}",
+        )
+    if code == HostError.code:
+        raise HostError(f"a lab asked for a device that target {name} has not on this machine", fix="--device=auto")
+    if code == UsageError.code:
+        raise UsageError("the labs did not understand what was asked (above)", fix="python -m labs list")
+    if code == 130 or code < 0:
+        raise KeyboardInterrupt
+    if code != 0:
+        raise LabrigError(
+            f"the labs' runner ended with exit code {code} on target {name}", fix=f"look into {out} for error.txt"
+        )
+
+
+def read_results(out: Path) -> list[dict[str, Any]]:
+    """Every lab's result in a results folder, in order of its name, in the form of ``invoke labs --json``."""
+    results = []
+    for file in sorted(out.glob("*/metrics.json")):
+        data = json.loads(file.read_text(encoding="utf-8"))
+        results.append(
+            {
+                "lab": data["lab"]["id"],
+                "status": data["status"],
+                "device": data["env"].get("device", data["args"]["device"]),
+                "seconds": data["time"].get("wall_s"),
+                "metrics": data["metrics"],
+                "baselines": data["baselines"],
+                "gates": data["gates"],
+            }
+        )
+    return results
+
+
+def results_folder(root: Path, environment: Environment) -> Path:
+    """``results/<target>-<engine>`` in the checkout, or in labrig's own folder where the checkout cannot be written."""
+    name = f"{environment.target.name}-{environment.engine}"
+    folder = root / "results" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return home.root() / "results" / name
+    return folder

@@ -1,0 +1,80 @@
+"""`invoke lock`: resolve targets anew and render what follows from their locks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from labrig import environment, lock, render, spec
+from labrig.errors import LockError, UsageError
+from labrig.lock import Lock
+from labrig.spec import Target
+
+
+def relock(
+    root: Path,
+    name: str | None = None,
+    platform: str | None = None,
+    *,
+    upgrade: bool = False,
+    overrides: Sequence[str] = (),
+) -> list[Path]:
+    """Lock one target or all, for one platform or all that can be locked; gives the files that changed.
+
+    Raises:
+        SpecError, UsageError: the table, or a name.
+        LockError: no solution; that lock, and those not come to yet, are untouched.
+    """
+    table = spec.read(root / "images" / spec.TABLE)
+    images = table.path.parent
+    targets = [table.pick(name)] if name else list(table.targets.values())
+    sources = environment.read_sources(table, overrides)
+    changed = []
+    for target in targets:
+        for chosen in _platforms(target, platform, named=name is not None):
+            print(f"resolving {target.name} for {chosen}", file=sys.stderr, flush=True)
+            old = _read_old(lock.path(images, target.name, chosen))
+            new = lock.solve(target, chosen, sources, old=None if upgrade else old)
+            if new != old:
+                changed.append(lock.write(new, images))
+            print(f"  {_difference(old, new)}", file=sys.stderr)
+        changed += render.write(render.render(table, target, root / "templates"))
+    return changed
+
+
+def _platforms(target: Target, platform: str | None, *, named: bool) -> tuple[str, ...]:
+    if platform is None:
+        for declared, reason in target.unlocked.items():
+            print(f"not locking {target.name} for {declared}: {reason}", file=sys.stderr)
+        return tuple(p for p in target.platforms if p not in target.unlocked)
+    if platform in target.platforms:
+        return (platform,)
+    if named:
+        raise UsageError(
+            f"target {target.name} has no platform {platform!r}",
+            found=f"its platforms: {', '.join(target.platforms)}",
+            fix="name one of these with --platform",
+        )
+    return ()
+
+
+def _read_old(file: Path) -> Lock | None:
+    """The old lock, or None where there is none or where it is damaged: then the resolver starts afresh."""
+    try:
+        return lock.read(file) if file.exists() else None
+    except LockError as error:
+        print(f"{error}", file=sys.stderr)
+        return None
+
+
+def _difference(old: Lock | None, new: Lock) -> str:
+    size = f"{len(new.wheels)} wheels, {new.size / 1e6:.0f} MB"
+    if old is None:
+        return f"locked: {size}"
+    before, after = ({wheel.name: wheel.version for wheel in one.wheels} for one in (old, new))
+    changes = [f"{n} {before.get(n, 'new')} -> {after.get(n, 'gone')}" for n in sorted(before | after)
+               if before.get(n) != after.get(n)]  # fmt: skip
+    if changes:
+        return f"{size}; {', '.join(changes)}"
+    return f"{size}; no version changed" if new != old else f"{size}; unchanged"

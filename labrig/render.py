@@ -1,0 +1,111 @@
+"""Render what is committed under images/<target>/ from the pin table, the locks and templates/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labrig import lock
+from labrig.errors import LockError, PendingError
+from labrig.files import write_atomically
+from labrig.lock import Lock
+from labrig.spec import Table, Target
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def render(table: Table, target: Target, templates: Path) -> dict[Path, str]:
+    """Every rendered file of a target, as path -> text.
+
+    Raises:
+        LockError: a lock is missing or stale; rendered files never lie about one.
+    """
+    images = table.path.parent
+    locks: list[Lock] = []
+    for platform in target.platforms:
+        state = lock.status(target, platform, images)
+        if state == "declared":
+            continue
+        locks.append(lock.load(target, platform, images))
+    if not locks:
+        raise LockError(f"target {target.name} has no lock at all", fix=f"invoke lock --target={target.name}")
+    environment = _environment(templates)
+    files = {}
+    for locked in locks:
+        text = environment.get_template("requirements.txt.j2").render(target=target, lock=locked)
+        files[images / target.name / f"requirements-{locked.platform}.txt"] = text
+    files[images / target.name / "setup.sh"] = environment.get_template("setup.sh.j2").render(
+        target=target,
+        locks=locks,
+        index=table.indexes[target.index] if target.index else None,
+        index_variable=f"LABRIG_INDEX_{target.index.upper().replace('-', '_')}" if target.index else None,
+        companions=[name for name in target.pinned if name != "torch"],
+        expected_torch=_expected(target, locks[0]),
+    )
+    return files
+
+
+def render_all(table: Table, templates: Path) -> dict[Path, str]:
+    """Every rendered file of every target."""
+    return {file: text for target in table.targets.values() for file, text in render(table, target, templates).items()}
+
+
+def write(files: dict[Path, str]) -> list[Path]:
+    """Write what differs, atomically; gives what was written."""
+    changed = [file for file, text in files.items() if _read(file) != text]
+    for file in changed:
+        write_atomically(file, files[file], mode=0o755 if file.suffix == ".sh" else 0o644)
+    return changed
+
+
+def check(table: Table, files: dict[Path, str]) -> None:
+    """Prove that the committed files are what a render gives, and that no other file stands beside them.
+
+    Raises:
+        PendingError: naming each file that differs, is missing, or belongs to no target.
+    """
+    wrong = [f"{_short(file)} differs" for file, text in files.items() if _read(file) not in (None, text)]
+    wrong += [f"{_short(file)} is missing" for file in files if _read(file) is None]
+    wrong += [f"{_short(file)} belongs to no target" for file in _strays(table, files)]
+    if wrong:
+        raise PendingError("rendered files are not current", found="; ".join(wrong), fix="invoke render")
+
+
+def remove_strays(table: Table, files: dict[Path, str]) -> list[Path]:
+    """Remove files of targets that are gone."""
+    strays = _strays(table, files)
+    for file in strays:
+        file.unlink()
+    return strays
+
+
+def _strays(table: Table, files: dict[Path, str]) -> list[Path]:
+    images = table.path.parent
+    locks = {lock.path(images, t.name, p) for t in table.targets.values() for p in t.platforms}
+    kept = set(files) | locks | {table.path}
+    return sorted(file for file in images.rglob("*") if file.is_file() and file not in kept)
+
+
+def _environment(templates: Path) -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(  # noqa: S701 - shell and text, not HTML
+        loader=FileSystemLoader(templates), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
+    )
+
+
+def _expected(target: Target, locked: Lock) -> str:
+    wheel = locked.wheel("torch")
+    return wheel.version if wheel else target.torch
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def _short(file: Path) -> str:
+    return "/".join(file.parts[-3:])

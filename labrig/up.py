@@ -1,0 +1,88 @@
+"""The main job, `make up`: lock check, fetch, build, labs, verify for the target that fits this host."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labrig import checks, doctor, environment, labs
+from labrig.engines import Environment
+from labrig.errors import LabError, LabrigError
+from labrig.verify import Record, tally, verify
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came of it; ``failure`` is the first error that did not stop the rest."""
+
+    environment: Environment
+    labs: list[dict[str, Any]]
+    record: Record
+    report: Path
+    failure: LabrigError | None
+
+    def row(self) -> tuple[str, ...]:
+        """The one line of the closing table."""
+        target = self.environment.target
+        good = sum(lab["status"] in labs.GOOD for lab in self.labs)
+        record = self.record
+        device = next((r for r in record.checks if r.id == "device"), None)
+        seen = target.device if device and device.status == checks.PASSED else f"cpu ({target.device} absent)"
+        torch = next((r.found for r in record.checks if r.id == "torch"), "")
+        return (target.name, self.environment.engine, torch, seen, f"{good} of {len(self.labs)} passed", tally(record))
+
+    def to_json(self) -> dict[str, object]:
+        """The form of ``invoke up --json``."""
+        return {"labs": self.labs, "verify": self.record.to_json(), "report": str(self.report)}
+
+
+COLUMNS = ("target", "engine", "torch", "device", "labs", "checks")
+
+
+def up(
+    root: Path,
+    name: str | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    offline: bool = False,
+    quick: bool = False,
+) -> Summary:
+    """Do all of it, saying each step on stderr. A missed gate does not hide what verify has to say.
+
+    Raises:
+        LabrigError: whatever stopped it before the environment stood.
+    """
+    todo = environment.plan(root, name)
+    finding = doctor.judge(todo.target, todo.host)
+    _say(f"target {todo.target.name}: {finding.verdict}. {finding.reason}")
+    _say(f"engine {todo.engine}: {_why_engine(todo)}")
+    _say(f"lock   {todo.lock.platform}: current, {len(todo.lock.wheels)} wheels, {todo.lock.size / 1e6:.0f} MB")
+    made = environment.make(todo, overrides=overrides, offline=offline)
+    _say(f"built  {made.reference}")
+    failure: LabrigError | None = None
+    out = labs.results_folder(root, made)
+    try:
+        labs.run(root, made, out=out, quick=quick)
+    except LabError as error:
+        failure = error
+    _say("verify the environment")
+    record = verify(made)
+    try:
+        record.raise_for_failures()
+    except LabrigError as error:
+        failure = failure or error
+    return Summary(made, labs.read_results(out), record, out / "report.html", failure)
+
+
+def _why_engine(todo: environment.Plan) -> str:
+    if len(todo.target.engines) == 1:
+        docker = f"Docker {todo.host.docker} is not used" if todo.host.docker else "no Docker engine answers here"
+        return f"a native environment; it is this target's only engine so far ({docker})"
+    return f"the first of {', '.join(todo.target.engines)}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

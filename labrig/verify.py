@@ -1,0 +1,151 @@
+"""Verify an environment: testinfra runs the declared checks over the facts of one probe run inside it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from labrig import checks, engines
+from labrig.engines import Environment, Session
+from labrig.errors import LabrigError, VerifyError
+
+SUITE = Path(__file__).parent.parent / "tests" / "environment"
+PROBE = Path(__file__).parent / "probe.py"
+TIMEOUT = 900  # seconds
+
+
+@dataclass(frozen=True)
+class Result:
+    """One declared check and what came of it."""
+
+    id: str
+    says: str
+    status: str
+    expected: str
+    found: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """All checks of one environment."""
+
+    target: str
+    engine: str
+    reference: str
+    checks: tuple[Result, ...]
+
+    def count(self, status: str) -> int:
+        """How many checks ended so."""
+        return sum(result.status == status for result in self.checks)
+
+    def to_json(self) -> dict[str, object]:
+        """The form of ``invoke verify --json``."""
+        return {
+            "target": self.target,
+            "engine": self.engine,
+            "reference": self.reference,
+            "passed": self.count(checks.PASSED),
+            "failed": self.count(checks.FAILED),
+            "skipped": self.count(checks.SKIPPED),
+            "checks": [asdict(result) for result in self.checks],
+        }
+
+    def raise_for_failures(self) -> None:
+        """Raise if a check failed.
+
+        Raises:
+            VerifyError: naming each failed check with what was expected and found.
+        """
+        failed = [result for result in self.checks if result.status == checks.FAILED]
+        if failed:
+            raise VerifyError(
+                f"{len(failed)} of {len(self.checks)} checks failed for target {self.target} ({self.engine})",
+                found="; ".join(f"{r.id}: expected {r.expected}, found {r.found} ({r.reason})" for r in failed),
+                fix=f"invoke clean --target={self.target}, then invoke build --target={self.target}",
+            )
+
+
+COLUMNS = ("check", "status", "expected", "found", "reason")
+
+
+def rows(record: Record) -> list[tuple[str, ...]]:
+    """The record for people, a line a check."""
+    return [(r.says, r.status, r.expected, r.found, r.reason) for r in record.checks]
+
+
+def tally(record: Record) -> str:
+    """How many checks ended how, in one line; what did not run is not hidden."""
+    counts = ((record.count(status), status) for status in checks.STATUSES)
+    return ", ".join(f"{count} {status}" for count, status in counts if count)
+
+
+def verify(environment: Environment, *, require_device: bool = False) -> Record:
+    """Run every declared check of an environment.
+
+    Raises:
+        LabrigError: the suite itself could not run (a bug, or an environment that cannot be entered).
+    """
+    with engines.load(environment.engine).session(environment) as session, tempfile.TemporaryDirectory() as folder:
+        results = Path(folder, "results.json")
+        context = Path(folder, "context.json")
+        context.write_text(json.dumps(write_context(session, results, require_device)), encoding="utf-8")
+        outcomes = _run_suite(session, context, results)
+    return Record(
+        environment.target.name,
+        environment.engine,
+        environment.reference,
+        tuple(_result(check, environment, outcomes) for check in checks.CHECKS),
+    )
+
+
+def write_context(session: Session, results: Path | None, require_device: bool) -> dict[str, object]:
+    """What the suite under tests/environment has to know, as JSON."""
+    environment = session.environment
+    return {
+        "target": environment.target.name,
+        "platform": environment.lock.platform,
+        "engine": environment.engine,
+        "reference": environment.reference,
+        "python": session.python,
+        "require_device": require_device,
+        "results": str(results) if results else None,
+    }
+
+
+def _run_suite(session: Session, context: Path, results: Path) -> dict[str, checks.Outcome]:
+    command = [
+        sys.executable, "-m", "pytest", str(SUITE), "--hosts", session.hostspec, "--verify-context", str(context),
+        "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "--rootdir", str(SUITE.parent.parent),
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd=SUITE.parent.parent)
+    except subprocess.TimeoutExpired:
+        raise VerifyError(
+            f"the checks of target {session.environment.target.name} took more than {TIMEOUT} s",
+            fix="look at what the machine is doing, then run it again",
+        ) from None
+    if not results.exists():
+        raise LabrigError(
+            "the checks did not run",
+            found=(done.stdout + done.stderr).strip()[-2000:],
+            fix="this is a bug of labrig, or its .venv is damaged: make setup",
+        )
+    return {id: checks.Outcome(**outcome) for id, outcome in json.loads(results.read_text(encoding="utf-8")).items()}
+
+
+def _result(check: checks.Check, environment: Environment, outcomes: dict[str, checks.Outcome]) -> Result:
+    if check.id in outcomes:
+        outcome = outcomes[check.id]
+    elif check.applies(environment.engine, environment.lock.platform):
+        # Declared, for this environment, and yet no outcome: that is a failure, whatever pytest said.
+        outcome = checks.Outcome(checks.FAILED, check.says, "no outcome", "the check was declared but did not run")
+    else:
+        outcome = checks.Outcome(
+            checks.NOT_APPLICABLE, "", "", f"for {', '.join(check.engines)} on {', '.join(check.platforms)}"
+        )
+    return Result(check.id, check.says, outcome.status, outcome.expected, outcome.found, outcome.reason)

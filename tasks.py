@@ -1,0 +1,245 @@
+"""Invoke tasks: flags in, one call, print the result. Errors become exit codes in labrig.cli; no logic here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from invoke import Context, task
+
+from labrig import cli
+
+ROOT = Path(__file__).resolve().parent
+IMAGES = ROOT / "images"
+cli.make_usage_errors_exit_2()
+
+TARGET = "a target of images/targets.toml; without it the one that fits this host"
+AS_JSON = "print a JSON document"
+INDEX = "NAME=URL or NAME=none: override an index of images/targets.toml (repeatable)"
+OFFLINE = "open no network connection"
+ENGINE = "the engine that makes the environment; without it the first that the target names"
+
+
+@task(name="list", help={"json": AS_JSON})
+@cli.door
+def list_targets(c: Context, json: bool = False) -> None:
+    """List the targets with all that is pinned or follows from the pins."""
+    from labrig import catalogue, spec
+
+    entries = catalogue.entries(spec.read(IMAGES / spec.TABLE))
+    if json:
+        cli.print_json(entries)
+    else:
+        cli.print_table(catalogue.COLUMNS, catalogue.rows(entries))
+
+
+@task(help={"json": AS_JSON})
+@cli.door
+def doctor(c: Context, json: bool = False) -> None:
+    """Say what this host is, and which targets run here, with the reason and the fix."""
+    from labrig import doctor, spec
+    from labrig.host import read_host
+
+    targets = list(spec.read(IMAGES / spec.TABLE).targets.values())
+    report = doctor.report(targets, read_host())
+    if json:
+        cli.print_json(report)
+    else:
+        print(doctor.render(report))
+
+
+@task(
+    help={
+        "target": "one target; without it all",
+        "platform": "one platform of the target; without it all that can be locked here",
+        "upgrade": "take the newest versions; without it the locked ones are kept where they fit",
+        "index": INDEX,
+    },
+    iterable=["index"],
+)
+@cli.door
+def lock(
+    c: Context, target: str = "", platform: str = "", upgrade: bool = False, index: list[str] | None = None
+) -> None:
+    """Resolve the targets, every wheel by its digest, and render what follows."""
+    from labrig import relock
+
+    for file in relock.relock(ROOT, target or None, platform or None, upgrade=upgrade, overrides=index or ()):
+        print(file.relative_to(ROOT))
+
+
+@task(help={"check": "change nothing; exit 8 if a committed file is not what a render gives"})
+@cli.door
+def render(c: Context, check: bool = False) -> None:
+    """Render the files under images/ from the pin table, the locks and templates/."""
+    from labrig import render, spec
+
+    table = spec.read(IMAGES / spec.TABLE)
+    files = render.render_all(table, ROOT / "templates")
+    if check:
+        render.check(table, files)
+        print(f"{len(files)} rendered files are current", file=sys.stderr)
+    else:
+        for file in (*render.write(files), *render.remove_strays(table, files)):
+            print(file.relative_to(ROOT))
+
+
+@task(
+    help={"target": TARGET, "platform": "for another platform than this host's", "index": INDEX, "offline": OFFLINE},
+    iterable=["index"],
+)
+@cli.door
+def fetch(
+    c: Context, target: str = "", platform: str = "", index: list[str] | None = None, offline: bool = False
+) -> None:
+    """Bring every wheel of a target into the wheelhouse, verified; prints where that is."""
+    from labrig import environment
+
+    print(environment.fetch_by_name(ROOT, target or None, platform or None, overrides=index or (), offline=offline))
+
+
+@task(
+    help={"target": TARGET, "engine": ENGINE, "index": INDEX, "offline": OFFLINE, "json": AS_JSON}, iterable=["index"]
+)
+@cli.door
+def build(
+    c: Context,
+    target: str = "",
+    engine: str = "",
+    index: list[str] | None = None,
+    offline: bool = False,
+    json: bool = False,
+) -> None:
+    """Make the environment of a target, or find it made; prints its path or reference."""
+    from labrig import environment
+
+    made = environment.build(ROOT, target or None, engine or None, overrides=index or (), offline=offline)
+    if json:
+        cli.print_json(
+            {"target": made.target.name, "engine": made.engine, "reference": made.reference, "lock": made.lock.digest}
+        )
+    else:
+        print(made.reference)
+
+
+@task(
+    help={
+        "target": TARGET,
+        "engine": ENGINE,
+        "lab": "one lab by its number or name (repeatable); without it all",
+        "quick": "tiny sizes, seconds; only exact gates are enforced",
+        "device": "auto, cpu, cuda or mps; a named device that is absent is an error",
+        "jobs": "labs side by side, one thread each",
+        "out": "folder for results and report; without it results/TARGET-ENGINE",
+        "json": AS_JSON,
+    },
+    iterable=["lab"],
+)
+@cli.door
+def labs(
+    c: Context,
+    target: str = "",
+    engine: str = "",
+    lab: list[str] | None = None,
+    quick: bool = False,
+    device: str = "auto",
+    jobs: int = 2,
+    out: str = "",
+    json: bool = False,
+) -> None:
+    """Run the labs inside the environment; prints where the report lies."""
+    from labrig import environment, labs
+
+    made = environment.build(ROOT, target or None, engine or None)
+    place = labs.run(
+        ROOT,
+        made,
+        lab or (),
+        out=Path(out).absolute() if out else None,
+        device=device,
+        quick=quick,
+        jobs=jobs,
+        as_json=json,
+    )
+    if not json:
+        print(place / "report.html")
+
+
+@task(
+    help={
+        "target": TARGET,
+        "engine": ENGINE,
+        "require_device": "fail where the target's device is absent, instead of skipping with the reason",
+        "json": AS_JSON,
+    }
+)
+@cli.door
+def verify(c: Context, target: str = "", engine: str = "", require_device: bool = False, json: bool = False) -> None:
+    """Run every declared check against the environment; exit 6 if one fails."""
+    from labrig import environment, verify
+
+    made = environment.build(ROOT, target or None, engine or None)
+    record = verify.verify(made, require_device=require_device)
+    if json:
+        cli.print_json(record.to_json())
+    else:
+        cli.print_table(verify.COLUMNS, verify.rows(record), title=f"{record.target} ({record.engine})")
+        print(verify.tally(record))
+    record.raise_for_failures()
+
+
+@task(help={"target": TARGET, "engine": ENGINE, "command": "run this one command line instead of a shell"})
+@cli.door
+def shell(c: Context, target: str = "", engine: str = "", command: str = "") -> None:
+    """Open a shell inside the environment."""
+    from labrig import environment
+
+    environment.enter(ROOT, target or None, engine or None, command)
+
+
+@task(
+    help={
+        "target": "only this target's environments",
+        "all": "the wheelhouse and uv's cache too: everything labrig can make again",
+        "dry_run": "only say what would go",
+    }
+)
+@cli.door
+def clean(c: Context, target: str = "", all: bool = False, dry_run: bool = False) -> None:
+    """Remove environments that no lock names any more (with --target: that target's)."""
+    from labrig import cleaning
+
+    for place in cleaning.clean(ROOT, target or None, everything=all, dry_run=dry_run):
+        print(place)
+
+
+@task(
+    help={
+        "target": TARGET,
+        "index": INDEX,
+        "offline": OFFLINE,
+        "quick": "run the labs with tiny sizes",
+        "json": AS_JSON,
+    },
+    iterable=["index"],
+)
+@cli.door
+def up(
+    c: Context,
+    target: str = "",
+    index: list[str] | None = None,
+    offline: bool = False,
+    quick: bool = False,
+    json: bool = False,
+) -> None:
+    """Do the main job for this host: lock check, fetch, build, labs, verify; ends with one table."""
+    from labrig import up
+
+    summary = up.up(ROOT, target or None, overrides=index or (), offline=offline, quick=quick)
+    if json:
+        cli.print_json(summary.to_json())
+    else:
+        cli.print_table(up.COLUMNS, [summary.row()])
+        print(f"report: {summary.report}")
+    if summary.failure:
+        raise summary.failure

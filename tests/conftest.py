@@ -1,0 +1,45 @@
+"""Options and rules of the whole test suite."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+REQUIRED = "docker" in os.environ.get("LABRIG_REQUIRE", "").split(",")
+NOT_RUN = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--verify-context", help="JSON written by `invoke verify`: the environment that is checked")
+
+
+def docker_error() -> str:
+    """Why no Docker engine answers here, or an empty text."""
+    from labrig.host import read_host
+
+    host = read_host()
+    return "" if host.docker else host.docker_error or "no engine"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without an engine, container tests are deselected and counted in one closing line, never as passed."""
+    container = [item for item in items if item.get_closest_marker("docker")]
+    config.stash[NOT_RUN] = 0
+    if container and not REQUIRED and docker_error():
+        config.stash[NOT_RUN] = len(container)
+        config.hook.pytest_deselected(items=container)
+        items[:] = [item for item in items if item not in container]
+
+
+@pytest.fixture
+def docker_engine() -> None:
+    """For container tests: under LABRIG_REQUIRE=docker a missing engine fails them."""
+    if reason := docker_error():
+        pytest.fail(f"LABRIG_REQUIRE=docker, and there is no Docker engine: {reason}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    count = config.stash.get(NOT_RUN, 0)
+    if count:
+        terminalreporter.write_line(f"{count} container tests NOT RUN: no engine", yellow=True)
