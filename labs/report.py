@@ -1,0 +1,4 @@
+"""stub"""
+from pathlib import Path
+def write(runs, out):
+    return out
