@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from invoke.exceptions import Exit
-from invoke.parser import Parser
+from invoke.parser.parser import ParseMachine
 
 from labrig.errors import BuildError, Interrupted, LabrigError, UsageError
 
@@ -63,10 +63,10 @@ def make_usage_errors_exit_2() -> None:
     Invoke offers no setting for it; its Exit carries a code, so the parser raises that.
     """
 
-    def error(self: Parser, message: str) -> NoReturn:
-        raise Exit(f"labrig: {message}\n  fix:   invoke --list, or invoke --help TASK", UsageError.code)
+    def error(self: ParseMachine, msg: str) -> NoReturn:
+        raise Exit(f"labrig: {msg}\n  fix:   invoke --list, or invoke --help TASK", UsageError.code)
 
-    Parser.error = error  # type: ignore[attr-defined]
+    ParseMachine.error = error  # type: ignore[method-assign]
 
 
 def print_json(value: object) -> None:

@@ -303,9 +303,10 @@ def _preferences(old: Lock) -> str:
 def _uv_platform(target: Target, platform: str) -> str:
     if platform == "macos_arm64":
         return "aarch64-apple-darwin"
-    known = (target.glibc or GLIBC).split(".")
-    glibc = max(known, GLIBC.split("."), key=lambda v: [int(part) for part in v])
-    return f"{platform.removeprefix('linux_')}-manylinux_{'_'.join(glibc)}"
+    release = compat.release(target.torch)
+    known = (release and release.glibc.get(platform)) or GLIBC
+    glibc = max(known, GLIBC, key=compat.numbers)
+    return f"{platform.removeprefix('linux_')}-manylinux_{glibc.replace('.', '_')}"
 
 
 def _wheel(target: Target, package: Mapping[str, Any], sources: Sources) -> Wheel:

@@ -45,7 +45,7 @@ class Target:
     cuda: str | None  # "13.0"
     min_driver: str | None  # lowest NVIDIA driver on Linux
     archs: Mapping[str, tuple[str, ...]]  # platform -> compute capabilities with native code
-    glibc: str | None  # lowest glibc
+    glibc: str | None  # lowest glibc on the first platform; None on macOS and where it is unconfirmed
     macos: str | None  # lowest macOS on which the device works
 
     @property
@@ -154,7 +154,7 @@ def _target(name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str]) ->
             row.fail(f"unlocked.{platform}", repr(reason), "the reason, as text")
     build = compat.variant(torch, "cpu" if variant == MPS else variant)
     cuda = build.cuda if build and build.cuda and variant.startswith("cu") else None
-    mac = compat.macos_floor(torch) if device == MPS else None
+    mac = compat.macos_floor(torch, python) if device == MPS else None
     target = Target(
         name=name,
         torch=torch,
@@ -171,8 +171,8 @@ def _target(name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str]) ->
         cuda=".".join(cuda.split(".")[:2]) if cuda else None,
         min_driver=compat.driver_floor(variant, cuda) if cuda else None,
         archs=MappingProxyType({p: a for p in platforms if cuda and (a := compat.archs(torch, variant, p))}),
-        glibc=next((g for p in platforms if (g := release.glibc.get(p))), None) if device != MPS else None,
-        macos=max((mac.install, mac.mps), key=_numbers) if mac else None,
+        glibc=release.glibc.get(platforms[0]),
+        macos=max((mac.install, mac.mps), key=compat.numbers) if mac else None,
     )
     _cross_check(row, target)
     return target
@@ -267,10 +267,6 @@ def _cross_check(row: _Row, target: Target) -> None:
         if key in row.data and row.data[key] != derived[key]:
             fact = "nothing (it has none)" if derived[key] is None else repr(derived[key])
             row.fail(key, repr(row.data[key]), f"{fact}, by labrig/data for torch {target.torch} {target.variant}")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
 
 
 class _Row:

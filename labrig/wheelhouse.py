@@ -41,7 +41,7 @@ LOOKUP_TRIES = 3  # of an index page
 DOWNLOAD_TRIES = 5  # in a row that bring no byte
 BACKOFF = 0.5  # seconds before the second try, doubled for each further one
 LONGEST_WAIT = 8.0  # seconds
-STOP_WITHIN = 1.5  # seconds that threads get to end; one that hangs in a socket is left behind (they are daemons)
+STOP_WITHIN = 1.0  # seconds that threads get to end; one that hangs in a socket is left behind (they are daemons)
 _CHUNK = 1 << 20
 
 Item = TypeVar("Item")
@@ -626,6 +626,8 @@ class _Run:
                 if isinstance(outcome, BaseException):
                     raise outcome
                 results[outcome[0]] = outcome[1]
+            for thread in threads:
+                thread.join()  # all work is done
         except BaseException:
             self.stop.set()
             deadline = time.monotonic() + STOP_WITHIN
