@@ -41,7 +41,7 @@ LOOKUP_TRIES = 3  # of an index page
 DOWNLOAD_TRIES = 5  # in a row that bring no byte
 BACKOFF = 0.5  # seconds before the second try, doubled for each further one
 LONGEST_WAIT = 8.0  # seconds
-STOP_WITHIN = 1.0  # seconds that threads get to end; one that hangs in a socket is left behind (they are daemons)
+STOP_WITHIN = 0.5  # seconds that threads get to end; one that hangs in a socket is left behind (they are daemons)
 _CHUNK = 1 << 20
 
 Item = TypeVar("Item")
@@ -63,7 +63,7 @@ class Fetched:
 
     def __str__(self) -> str:
         return (
-            f"{self.reused} wheels reused ({megabytes(self.reused_bytes)}), "
+            f"wheels: {self.reused} reused ({megabytes(self.reused_bytes)}), "
             f"{self.linked} from folders ({megabytes(self.linked_bytes)}), "
             f"{self.downloaded} downloaded ({megabytes(self.downloaded_bytes)})"
         )
@@ -119,7 +119,7 @@ def link_folder(wheels: Iterable[Wheel], store: Path, folder: Path) -> Path:
     wheels = list(wheels)
     if absent := missing(wheels, store):
         raise FetchError(
-            f"{len(absent)} wheels are not in the wheelhouse",
+            f"not in the wheelhouse: {len(absent)} of {len(wheels)} wheels",
             found=", ".join(wheel.file for wheel in absent[:5]),
             fix="run `invoke fetch`",
         )
@@ -220,7 +220,7 @@ class _Run:
         if not todo:
             return Fetched(reused=len(kept), reused_bytes=_bytes(kept), corrupt=corrupt)
 
-        logging.getLogger("unearth").addHandler(logging.NullHandler())  # we say ourselves what it would warn of
+        logging.getLogger("unearth").setLevel(logging.CRITICAL)  # we say ourselves what it would warn of
         self._client = open_client(self.sources)
         links: dict[Wheel, Link] = {}
         # Those that an index is named for first: it is their index that tends to be out of reach.
@@ -435,7 +435,7 @@ class _Run:
         if self.offline:
             names = ", ".join(f"{wheel.name} {wheel.version} ({megabytes(wheel.size)})" for wheel, _ in lost)
             return FetchError(
-                f"offline: {len(lost)} wheels ({size}) are neither in the wheelhouse nor in a folder",
+                f"offline, and not in the wheelhouse nor in a folder: {len(lost)} of the wheels, {size}",
                 found=f"missing: {names}; {'; '.join(lost[0][1])}",
                 fix=f"fetch once without --offline, or {folder}",
             )
