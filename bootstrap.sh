@@ -5,7 +5,9 @@ set -eu
 cd -- "$(dirname -- "$0")"
 
 stamp=.venv/requirements.txt
-if [ -e "$stamp" ] && cmp -s requirements.txt "$stamp" && .venv/bin/python -c 'import labrig' >/dev/null 2>&1; then
+if [ -e "$stamp" ] && cmp -s requirements.txt "$stamp" &&
+    .venv/bin/python -I -c 'import labrig, os, sys; sys.exit(not os.path.samefile(os.path.dirname(labrig.__path__[0]), "."))' \
+        >/dev/null 2>&1; then
     exit 0
 fi
 
@@ -24,11 +26,11 @@ if [ -z "$python" ]; then
     exit 3
 fi
 
-echo "making .venv with $("$python" --version) ($(command -v "$python"))" >&2
+echo "making .venv with $("$python" --version) ($(command -v "$python")): $(grep -c == requirements.txt) pinned packages" >&2
 # A half-made one, left by an interrupted set-up, is made anew: it has no stamp.
 "$python" -m venv --clear .venv
 # pip's own settings (index, find-links, certificate, proxy) hold; uv comes along as one of the pinned packages.
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.txt || {
+.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements.txt || {
     echo "labrig: the toolkit could not be installed (above); look at the network or pip config list, then run it again" >&2
     exit 4
 }
