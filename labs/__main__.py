@@ -1,4 +1,4 @@
-"""python -m labs list | run | verify | report: see labs/README.md. Exit codes are those of harness.py, and 6: verify."""
+"""python -m labs list | run | verify | report: see README.md. Exit codes are those of harness.py, and 6 of verify."""
 
 from __future__ import annotations
 

@@ -104,12 +104,12 @@ def _problems(folder: Path, record: dict[str, Any], sha256: str | None) -> list[
 
 
 def _gate_problems(gate: dict[str, Any], record: dict[str, Any]) -> list[str]:
-    name, value, limit = gate["id"], gate["value"], gate["limit"]
+    name, metric, value, limit = gate["id"], gate["metric"], gate["value"], gate["limit"]
     wrong = []
-    if gate["metric"] not in record["metrics"]:
-        return [f"gate {name} is about the metric {gate['metric']}, which is not there"]
-    if value != record["metrics"][gate["metric"]]["value"]:
-        wrong.append(f"gate {name} says {gate['metric']} = {value}, the metric says {record['metrics'][gate['metric']]['value']}")
+    if metric not in record["metrics"]:
+        return [f"gate {name} is about the metric {metric}, which is not there"]
+    if value != (measured := record["metrics"][metric]["value"]):
+        wrong.append(f"gate {name} says {metric} = {value}, the metric says {measured}")
     if gate["baseline"] and gate["baseline"] not in record["baselines"]:
         wrong.append(f"gate {name} names the baseline {gate['baseline']}, which is not there")
     if gate["checked"] != (gate["exact"] or not record["args"]["quick"]):

@@ -259,7 +259,7 @@ class Lab:
         torch.set_num_threads(self._threads)
         self.device = torch.device(pick_device(self._args.device))
         random.seed(self.seed)
-        np.random.seed(self.seed)  # noqa: NPY002  (scikit-learn's default generator)
+        np.random.seed(self.seed)  # scikit-learn draws from this one
         torch.manual_seed(self.seed)
         self.event("start", asked=self._args.device, device=self.device.type, seed=self.seed, quick=self.quick)
 
@@ -394,7 +394,7 @@ class Lab:
         import numpy as np
         import torch
 
-        name, keys, *rest = np.random.get_state()  # noqa: NPY002
+        name, keys, *rest = np.random.get_state()
         version, numbers, gauss = random.getstate()
         state = {
             "settings": self._settings(), "step": step,
@@ -428,7 +428,7 @@ class Lab:
         version, numbers, gauss = state["python"]
         random.setstate((version, tuple(numbers), gauss))
         name, keys, *rest = state["numpy"]
-        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
         torch.set_rng_state(state["torch"])
         if "device" in state:
             getattr(torch, self.device.type).set_rng_state(state["device"])
@@ -685,5 +685,6 @@ class Progress:
 
 def progress_line(done: int, total: int, left: float, scalars: dict[str, float]) -> str:
     filled = 20 * done // total
-    numbers = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
-    return f"{'━' * filled}{'╌' * (20 - filled)} {100 * done // total:3d} %  step {done}/{total}  {numbers}  {left:.0f} s left"
+    bar = "━" * filled + "╌" * (20 - filled)
+    numbers = "".join(f"  {name} {value:.4g}" for name, value in scalars.items())
+    return f"{bar} {100 * done // total:3d} %  step {done}/{total}{numbers}  {left:.0f} s left"

@@ -71,4 +71,5 @@ def _paragraph(prose: str, heading: str) -> str:
 def _exercises(source: str) -> tuple[str, ...]:
     tail = source.partition("# ## Try this\n")[2]
     text = "\n".join(line.removeprefix("#").removeprefix(" ") for line in tail.splitlines())
-    return tuple(" ".join(item.split()) for item in re.findall(r"^\d\. (.+?)(?=^\d\. |\n\n|\Z)", text, re.DOTALL | re.MULTILINE))
+    items = re.findall(r"^\d\. (.+?)(?=^\d\. |\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    return tuple(" ".join(item.split()) for item in items)

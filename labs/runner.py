@@ -64,7 +64,7 @@ class Job:
 
 
 def run(pages: list[Page], settings: Settings) -> list[dict[str, Any]]:
-    """Run the labs and give one dict each: lab, title, paradigm, status, device, seconds, metrics, baselines, gates, ...
+    """Run the labs and give one dict each, as `run --json` prints them (see `describe`).
 
     Raises LabStop: 2 when `out` cannot be written or is in use, 3 when the named device is absent.
     """
@@ -120,8 +120,8 @@ def run(pages: list[Page], settings: Settings) -> list[dict[str, Any]]:
             stop(running, grace=GRACE_S)
             for job in running:
                 ended(job, "interrupted")
-            for page in waiting:
-                results[page.id] = describe(page, settings.out, {"status": "interrupted", "reason": "not started"}, device)
+            not_started = {"status": "interrupted", "reason": "not started"}
+            results |= {page.id: describe(page, settings.out, not_started, device) for page in waiting}
         finally:
             show.clear()
             stop(running, grace=0)
@@ -290,8 +290,8 @@ def judge(job: Job, settings: Settings, device: str, lab_key: str, reason: str |
     record = check.read_record(folder)
     entry["metrics_sha256"] = hashlib.sha256((folder / "metrics.json").read_bytes()).hexdigest()
     status, why = record["status"], record["reason"]
-    if record["args"]["device"] != device:
-        return {**entry, "status": "error", "exit": 1, "reason": f"asked for {device}, ran on {record['args']['device']}"}
+    if (ran_on := record["args"]["device"]) != device:
+        return {**entry, "status": "error", "exit": 1, "reason": f"asked for {device}, ran on {ran_on}"}
     expected = {"passed": 0, "skipped": 0, "failed": 5}.get(status)
     if expected is not None and expected != code:
         return {**entry, "status": "error", "exit": 1, "reason": f"its record says {status}, its exit code is {code}"}
@@ -409,5 +409,5 @@ class Display:
 def warn_about_load(settings: Settings) -> None:
     wanted, allowed = settings.jobs * settings.threads, cpu_quota()
     if wanted > max(1.0, allowed):
-        say(f"{settings.jobs} labs of {settings.threads} thread(s) want {wanted} CPUs, this process may use {allowed:g}: "
-            "expect them to be slower than one after the other")  # fmt: skip
+        say(f"{settings.jobs} labs of {settings.threads} thread(s) want {wanted} CPUs, but {allowed:g} may be used: "
+            "slower than one after the other")  # fmt: skip
