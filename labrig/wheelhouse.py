@@ -210,6 +210,7 @@ class _Run:
         self._client: PyPIClient | None = None  # made when something is missing
         self._pages: dict[str, list[Link]] = {}  # of find-links places
         self._down: dict[str, str] = {}  # place -> why it cannot be searched
+        self._left: dict[Wheel, int] = {}  # bytes that an earlier run left of a wheel
         self._told: set[str] = set()
 
     def fetch(self, wheels: list[Wheel]) -> Fetched:
@@ -235,9 +236,12 @@ class _Run:
         unlinked = [wheel for wheel, link in local.items() if not _hard_link(link.file_path, find(wheel, self.store))]
         transfers = [wheel for wheel in links if wheel not in local or wheel in unlinked]
         transfers.sort(key=lambda wheel: (not self._index_of(wheel), -wheel.size))  # the longest first
+        for wheel in transfers:
+            with contextlib.suppress(FileNotFoundError):
+                self._left[wheel] = self._partial(wheel).stat().st_size
         self._check_space(transfers)
         if transfers:
-            self.progress.start(_bytes(transfers))
+            self.progress.start(_bytes(transfers), done=sum(self._left.values()))
         received = self._each(lambda wheel: self._transfer(wheel, links[wheel]), transfers)
         remote = [wheel for wheel in links if wheel not in local]
         done = Fetched(
@@ -454,10 +458,7 @@ class _Run:
     # --- transfer -----------------------------------------------------------------------------------------------
 
     def _check_space(self, wheels: list[Wheel]) -> None:
-        for wheel in wheels:
-            with contextlib.suppress(FileNotFoundError):
-                self.needed -= min(self._partial(wheel).stat().st_size, wheel.size)
-            self.needed += wheel.size
+        self.needed = sum(max(0, wheel.size - self._left.get(wheel, 0)) for wheel in wheels)
         free = shutil.disk_usage(self.store).free
         if free < self.needed:
             raise FetchError(
@@ -474,10 +475,11 @@ class _Run:
         path, final = self._partial(wheel), find(wheel, self.store)
         with self._claimed(path, wheel) as file:
             if file is None:
-                self.progress.advance(wheel.size)
+                self.progress.advance(wheel.size - self._left.get(wheel, 0))
                 return 0
             partial = _Partial(file, self.progress)
             partial.read(self._check_stop)
+            self.progress.advance(partial.length - self._left.get(wheel, 0))  # another process may have gone on
             earlier = partial.length > 0  # bytes that nothing vouches for
             if partial.length > wheel.size:
                 partial.restart()
@@ -683,6 +685,7 @@ class _Partial:
             rest = rest[self.file.write(rest) :]
         self.received += len(chunk)
         self._count(chunk)
+        self.progress.advance(len(chunk))
 
     def restart(self) -> None:
         self.file.truncate(0)
@@ -693,7 +696,6 @@ class _Partial:
     def _count(self, chunk: bytes) -> None:
         self._digest.update(chunk)
         self.length += len(chunk)
-        self.progress.advance(len(chunk))
 
 
 def _is_whole(path: Path, wheel: Wheel) -> bool:

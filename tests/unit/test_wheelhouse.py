@@ -512,7 +512,9 @@ def test_a_killed_fetch_is_taken_up(store: Path, processes: list[subprocess.Pope
         left = size_of(partial)
         assert partial.read_bytes() == content("one")[:left]
         index.manners.pause = 0
-        done = bring([one], sources(index.url), store)
+        shown = Progress(stream=io.StringIO())
+        done = bring([one], sources(index.url), store, progress=shown)
+        assert (shown.total, shown.done) == (SIZE, SIZE)
         assert index.downloads()[-1].headers["Range"] == f"bytes={left}-"
     assert done.received == SIZE - left
     assert wheelhouse.find(one, store).read_bytes() == content("one")
