@@ -134,7 +134,7 @@ def check_extra(e: Expectation, facts: Facts) -> Outcome:
 
 
 def check_files(e: Expectation, facts: Facts) -> Outcome:
-    """Every installed file is there in the size its package's RECORD states."""
+    """Every installed file is there and is what its package's RECORD states."""
     wrong = list(_fact(facts, "files", "wrong"))
     count = _fact(facts, "files", "count")
     if wrong or not count:

@@ -13,14 +13,15 @@ from labrig.engines import venv
 def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_run: bool = False) -> list[Path]:
     """Remove environments that no lock of this checkout names, and half downloads; gives what went (or would go).
 
-    With a target's name: every environment of that target. With ``everything``: the wheelhouse and uv's cache too.
+    With a target's name: every environment of that target, and uv's unpacked copies, which environments share files
+    with by hard links: what was written into one is in the other. With ``everything``: the wheelhouse, too.
     """
     table = spec.read(root / "images" / spec.TABLE)
     if everything:
         places = [home.root()] if home.root().is_dir() else []
     elif name:
         table.pick(name)
-        places = _made(home.environments() / name)
+        places = [*_made(home.environments() / name), *_made(home.links()), *_made(home.uv_cache())]
     else:
         kept = {
             venv.folder(lock.read(file))

@@ -25,6 +25,11 @@ def environments() -> Path:
     return root() / "envs"
 
 
+def links() -> Path:
+    """Folders of hard links to the wheels of a lock, by file name; uv knows by their paths what it has unpacked."""
+    return root() / "links"
+
+
 def uv_cache() -> Path:
     """uv's own cache, beside the environments so that it can hard-link into them."""
     return root() / "uv"

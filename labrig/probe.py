@@ -3,14 +3,22 @@
 It needs the standard library only, never labrig, because the environment has no labrig; torch is asked where it is
 there. It judges nothing. Everything it says is read from the running environment, none of it from a name.
 
-    python probe.py        the facts on stdout, exit 0; a fact that cannot be had is {"error": "..."}
+    python probe.py            the facts on stdout, exit 0; a fact that cannot be had is {"error": "..."}
+    python probe.py files ...  these facts alone, one JSON line [name, fact, connections] each, as they are read
+
+The first form runs the second in a process of its own: a library cut short on disk kills whoever loads it (SIGBUS),
+and that, too, has to become a fact beside the others.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import platform
+import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -23,9 +31,9 @@ def watch_network() -> None:
     """Note (and refuse) every attempt of Python code to look up or reach another host."""
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if event == "socket.getaddrinfo":
+        if event in ("socket.getaddrinfo", "socket.gethostbyname"):
             where = str(arguments[0])
-        elif event == "socket.connect" and isinstance(arguments[1], tuple):
+        elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
             where = str(arguments[1][0])
         else:
             return
@@ -56,7 +64,10 @@ def read_packages() -> object:
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"]
         if name:
-            found[re.sub(r"[-_.]+", "-", name).lower()] = distribution.version
+            name = re.sub(r"[-_.]+", "-", name).lower()
+            # Two versions side by side (a hand-made install that was cut off) are said as they are.
+            versions = {*found.get(name, "").split(" and "), distribution.version} - {""}
+            found[name] = " and ".join(sorted(versions))
     return found
 
 
@@ -135,22 +146,34 @@ def read_libraries() -> object:
         waiting = list(broken)
 
 
+WHOLE = 4 << 20  # bytes: a larger file (a compiled library, loaded by read_libraries) is compared by size only
+
+
 def read_files() -> object:
-    """Installed files that are absent, or not of the size that their package's RECORD states."""
+    """Installed files that are absent, or are not what their package's RECORD states (PEP 376): SHA-256 and size."""
     from importlib import metadata
 
     wrong = []
     count = 0
     for distribution in metadata.distributions():
         for file in distribution.files or ():
-            if file.size is None:
+            if file.size is None or file.hash is None:
                 continue
             count += 1
             path = str(distribution.locate_file(file))
-            size = os.path.getsize(path) if os.path.exists(path) else None
-            if size != file.size:
-                wrong.append(f"{file}: {'absent' if size is None else f'{size} bytes'}, recorded {file.size}")
+            if not os.path.exists(path):
+                wrong.append(f"{file} is absent")
+            elif (size := os.path.getsize(path)) != file.size:
+                wrong.append(f"{file} has {size} bytes, recorded {file.size}")
+            elif size <= WHOLE and digest(path, file.hash.mode) != file.hash.value:
+                wrong.append(f"{file} has other content than recorded")
     return {"count": count, "wrong": wrong}
+
+
+def digest(path: str, kind: str) -> str:
+    """A file's digest in the form of a RECORD: URL-safe base64 with no padding."""
+    with open(path, "rb") as file:
+        return base64.urlsafe_b64encode(hashlib.file_digest(file, kind).digest()).rstrip(b"=").decode()
 
 
 class Squares:
@@ -174,30 +197,62 @@ def read_dataloader() -> object:
     return "ok" if got == expected else f"got {got}, expected {expected}"
 
 
-def main() -> None:
-    watch_network()
-    facts: dict[str, object] = {}
-    readers = {
-        "python": read_python,
-        "packages": read_packages,
-        "torch": read_torch,
-        "device": read_device,
-        "libraries": read_libraries,
-        "files": read_files,
-        "dataloader": read_dataloader,
-    }
-    # A library that prints while it loads must not spoil the document.
-    document, sys.stdout = os.dup(1), sys.stderr
+READERS = {
+    "python": read_python,
+    "packages": read_packages,
+    "files": read_files,
+    "torch": read_torch,
+    "device": read_device,
+    "libraries": read_libraries,
+    "dataloader": read_dataloader,
+}
+
+
+def answer(names: list[str]) -> None:
+    """Print one line a fact. A library that prints while it loads must not spoil them, so they get stdout alone."""
+    import site
+
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    for name, reader in readers.items():
+    sys.stdout = sys.stderr
+    watch_network()
+    before = 0
+    site.main()  # only now (the process was started with -S): what installs itself by .pth is watched as well
+    for name in names:
         try:
-            facts[name] = reader()
+            fact = READERS[name]()
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
-            facts[name] = {"error": f"{type(error).__name__}: {error} ({last.name}, line {last.lineno})"}
-    facts["connections"] = CONNECTIONS
-    with os.fdopen(document, "w", encoding="utf-8") as out:
-        json.dump(facts, out)
+            fact = {"error": f"{type(error).__name__}: {error} ({last.name}, line {last.lineno})"}
+        print(json.dumps([name, fact, CONNECTIONS[before:]]), file=lines, flush=True)
+        before = len(CONNECTIONS)
+
+
+def read_all() -> dict[str, object]:
+    """The document. A reader whose process dies is answered for by the way it died; the next ones go on without it."""
+    facts: dict[str, object] = {}
+    connections: list[str] = []
+    waiting = list(READERS)
+    while waiting:
+        # -I: neither this file's folder nor the caller's PYTHON* variables nor the user's site say what is importable.
+        command = [sys.executable, "-I", "-S", os.path.abspath(__file__), *waiting]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        for line in done.stdout.decode().splitlines():
+            name, facts[name], attempts = json.loads(line)
+            waiting.remove(name)
+            connections += [attempt for attempt in attempts if attempt not in connections]
+        if waiting:
+            code = done.returncode
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            facts[waiting.pop(0)] = {"error": f"the process that read it {how}"}
+    return {**facts, "connections": connections}
+
+
+def main() -> None:
+    if sys.argv[1:]:
+        answer(sys.argv[1:])
+    else:
+        json.dump(read_all(), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +19,14 @@ from labrig.errors import BuildError
 from labrig.files import write_atomically
 from labrig.host import Host
 from labrig.lock import Lock
+from labrig.progress import megabytes
 from labrig.spec import Target
 
 MARK = "labrig.json"  # written last: an environment without it is unfinished and is made anew
 INSTALL_TIMEOUT = 1800  # seconds
+UNPACKED = 4  # an environment takes about so many times the bytes of its wheels
+GRACE = 15.0  # seconds that a command in a session has after Ctrl-C; labs take up to 10 to save their state
+PROBE = Path(__file__).parent.parent / "probe.py"
 
 
 def check(target: Target, host: Host) -> str | None:
@@ -82,7 +85,8 @@ def session(environment: Environment) -> Iterator[Session]:
     def run(argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> int:
         program = shutil.which(argv[0], path=inner["PATH"]) or argv[0]
         try:
-            return subprocess.run([program, *argv[1:]], cwd=cwd, env={**inner, **(env or {})}).returncode
+            with subprocess.Popen([program, *argv[1:]], cwd=cwd, env={**inner, **(env or {})}) as process:
+                return _wait(process)
         except FileNotFoundError:
             raise BuildError(
                 f"no program {argv[0]!r} in the environment of target {environment.target.name}",
@@ -91,6 +95,17 @@ def session(environment: Environment) -> Iterator[Session]:
             ) from None
 
     yield Session(environment, run, "local://", str(place / "bin" / "python"))
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The exit code. Ctrl-C reaches the command as well: it gets time to save its state, unless there is a second."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        process.kill()
+        raise
 
 
 def entered(outer: Mapping[str, str], place: Path) -> dict[str, str]:
@@ -126,22 +141,58 @@ def _alone(place: Path) -> Iterator[int]:
 
 
 def _install(python: Path, lock: Lock, store: Path, place: Path, guard: int) -> None:
+    """Install the lock at ``place``, and anew with an empty uv cache if files came out of that cache damaged.
+
+    uv verifies a wheel when it unpacks it into its cache and links from there ever after; who edits a file of an
+    environment edits the cache.
+    """
+    print(f"installing {len(lock.wheels)} wheels with Python {lock.python} into {place}", file=sys.stderr)
+    _sync(python, lock, store, place, guard)
+    if wrong := _damaged(place):
+        print(f"uv's cache holds damaged files ({wrong[0]}): removed, installing anew", file=sys.stderr)
+        shutil.rmtree(home.uv_cache(), ignore_errors=True)
+        shutil.rmtree(place)
+        _sync(python, lock, store, place, guard)
+        if wrong := _damaged(place):
+            raise BuildError(
+                f"the environment of target {lock.target} came out damaged twice",
+                found="; ".join(wrong[:5]),
+                fix=f"look at the disk that holds {home.root()}, or name another with LABRIG_CACHE",
+            )
+
+
+def _sync(python: Path, lock: Lock, store: Path, place: Path, guard: int) -> None:
     from labrig import wheelhouse
 
-    print(f"installing {len(lock.wheels)} wheels with Python {lock.python} into {place}", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="links-", dir=home.root()) as links:
-        wheelhouse.link_folder(lock.wheels, store, Path(links))
-        requirements = Path(links, "requirements.txt")
+    links = Path(f"{place}.links")  # beside the environment: whoever builds there next removes what a kill left
+    shutil.rmtree(links, ignore_errors=True)
+    try:
+        wheelhouse.link_folder(lock.wheels, store, links)
+        requirements = links / "requirements.txt"
         requirements.write_text(requirements_text(lock), encoding="utf-8")
         _run_uv(["venv", "--python", str(python), str(place)], lock, guard)
         _run_uv(
             [
                 "pip", "sync", "--python", str(place / "bin" / "python"), "--offline", "--no-index",
-                "--find-links", links, "--require-hashes", "--no-build", "--strict", str(requirements),
+                "--find-links", str(links), "--require-hashes", "--no-build", "--strict", str(requirements),
             ],
             lock,
             guard,
         )  # fmt: skip
+    except OSError as error:
+        raise _failure(lock, str(error)) from error
+    finally:
+        shutil.rmtree(links, ignore_errors=True)
+
+
+def _damaged(place: Path) -> list[str]:
+    """Installed files that are not of their recorded size, as the probe finds them."""
+    command = [str(place / "bin" / "python"), "-I", str(PROBE), "files"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT)
+    if done.returncode != 0:
+        return [f"{command[0]} ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}"]
+    _, fact, _ = json.loads(done.stdout)
+    return [fact["error"]] if "error" in fact else list(fact["wrong"])
 
 
 def requirements_text(lock: Lock) -> str:
@@ -163,10 +214,19 @@ def _run_uv(arguments: list[str], lock: Lock, guard: int) -> None:
             f"uv {arguments[0]} took more than {INSTALL_TIMEOUT} s", fix="look at the disk, then run it again"
         ) from None
     if done.returncode != 0:
-        free = shutil.disk_usage(home.root()).free
-        raise BuildError(
-            f"the environment of target {lock.target} could not be made",
-            found=done.stderr.strip().removeprefix("error: ").replace("\n", "\n         "),
-            fix=f"{free / 1e9:.1f} GB are free in {home.root()}, the environment needs about "
-            f"{4 * lock.size / 1e9:.1f} GB; make room or name another place with LABRIG_CACHE, then run it again",
+        raise _failure(lock, done.stderr.strip().removeprefix("error: "))
+
+
+def _failure(lock: Lock, reason: str) -> BuildError:
+    fix = "run it again; if it fails again, invoke clean --all and then build"
+    if any(word in reason for word in ("No space left", "os error 28", "quota")):
+        free = megabytes(shutil.disk_usage(home.root()).free)
+        fix = (
+            f"{free} are free in {home.root()}, the environment needs about {megabytes(UNPACKED * lock.size)}; "
+            "make room, or name another place with LABRIG_CACHE, then run it again"
         )
+    return BuildError(
+        f"the environment of target {lock.target} could not be made",
+        found=reason.replace("\n", "\n         "),
+        fix=fix,
+    )
