@@ -222,7 +222,6 @@ lab.gate("valley", "the error of a forward difference is V-shaped: both ends 100
          metric="valley", op=">=", limit=100, exact=True)
 
 
-# %%
 def draw(figure) -> None:
     ax, fit = figure.subplots(1, 2, width_ratios=[1.35, 1])
     for name, errors, colour in (("forward", forward_errors, "bad"), ("central", central_errors, "ours")):
