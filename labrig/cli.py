@@ -12,13 +12,23 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from invoke.exceptions import Exit
+from invoke.parser.argument import Argument
 from invoke.parser.parser import ParseMachine
 
 from labrig.errors import BuildError, Interrupted, LabrigError, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only"}
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "it is read-only",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.ENOTDIR: "a part of its path is no folder",
+    errno.EEXIST: "there is something else of that name",
+    errno.EISDIR: "there is a folder of that name",
+}
 
 
 def door(function: F) -> F:
@@ -26,6 +36,8 @@ def door(function: F) -> F:
 
     @functools.wraps(function)
     def wrapped(*arguments: Any, **options: Any) -> None:
+        if sys.stdout is None:  # the caller closed it (>&-); what is printed is then not wanted
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - open until the process ends
         try:
             function(*arguments, **options)
             sys.stdout.flush()
@@ -38,14 +50,14 @@ def door(function: F) -> F:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise Exit(code=128 + signal.SIGPIPE) from None
         except OSError as error:
-            if error.errno not in (*_DISK, errno.EACCES, errno.EPERM):
+            if error.errno not in _DISK:
                 raise
-            what = _DISK.get(error.errno or 0, "no permission")
             _end(
                 BuildError(
-                    f"cannot write {error.filename or 'a file'}: {what}",
+                    f"cannot write {error.filename or 'a file'}: {_DISK[error.errno]}",
                     found=str(error),
-                    fix="make room or permission there, or name another place with LABRIG_CACHE; nothing is half-done",
+                    fix="make room or permission there (LABRIG_CACHE names another place for wheels and environments);"
+                    " nothing is half-done",
                 )
             )
 
@@ -60,13 +72,26 @@ def _end(error: LabrigError) -> NoReturn:
 def make_usage_errors_exit_2() -> None:
     """Invoke ends with 1 on a wrong flag or task name; labrig's table says 2, for every door alike.
 
-    Invoke offers no setting for it; its Exit carries a code, so the parser raises that.
+    Invoke offers no setting for it; its Exit carries a code, so the parser raises that. A value of the wrong type
+    (``--jobs=many``) is a bare ValueError there.
     """
+    set_value = Argument.set_value
 
     def error(self: ParseMachine, msg: str) -> NoReturn:
         raise Exit(f"labrig: {msg}\n  fix:   invoke --list, or invoke --help TASK", UsageError.code)
 
+    def set_typed_value(self: Argument, value: Any, cast: bool = True) -> None:
+        try:
+            set_value(self, value, cast)
+        except ValueError:
+            _end(
+                UsageError(
+                    f"--{self.name} takes {'a number' if self.kind is int else 'another value'}", found=repr(value)
+                )
+            )
+
     ParseMachine.error = error  # type: ignore[method-assign]
+    Argument.set_value = set_typed_value  # type: ignore[method-assign]
 
 
 def print_json(value: object) -> None:

@@ -24,39 +24,39 @@ def relock(
 
     Raises:
         SpecError, UsageError: the table, or a name.
-        LockError: no solution; that lock, and those not come to yet, are untouched.
+        LockError: no solution; the locks of that target, and of those not come to yet, are untouched.
     """
     table = spec.read(root / "images" / spec.TABLE)
     images = table.path.parent
     targets = [table.pick(name)] if name else list(table.targets.values())
+    chosen = {target.name: _platforms(target, platform) for target in targets}
+    if not any(chosen.values()) and platform is not None:
+        raise UsageError(
+            f"no such platform: {platform!r}",
+            found="; ".join(f"{target.name} is for {', '.join(target.platforms)}" for target in targets),
+            fix="name one of these with --platform",
+        )
     sources = environment.read_sources(table, overrides)
     changed = []
     for target in targets:
-        for chosen in _platforms(target, platform, named=name is not None):
-            print(f"resolving {target.name} for {chosen}", file=sys.stderr, flush=True)
-            old = _read_old(lock.path(images, target.name, chosen))
-            new = lock.solve(target, chosen, sources, old=None if upgrade else old)
-            if new != old:
-                changed.append(lock.write(new, images))
+        solved = []
+        for one in chosen[target.name]:
+            print(f"resolving {target.name} for {one}", file=sys.stderr, flush=True)
+            old = _read_old(lock.path(images, target.name, one))
+            new = lock.solve(target, one, sources, old=None if upgrade else old)
             print(f"  {_difference(old, new)}", file=sys.stderr)
+            solved += [new] if new != old else []
+        changed += [lock.write(new, images) for new in solved]
         changed += render.write(render.render(table, target, root / "templates"))
     return changed
 
 
-def _platforms(target: Target, platform: str | None, *, named: bool) -> tuple[str, ...]:
+def _platforms(target: Target, platform: str | None) -> tuple[str, ...]:
     if platform is None:
         for declared, reason in target.unlocked.items():
             print(f"not locking {target.name} for {declared}: {reason}", file=sys.stderr)
         return tuple(p for p in target.platforms if p not in target.unlocked)
-    if platform in target.platforms:
-        return (platform,)
-    if named:
-        raise UsageError(
-            f"target {target.name} has no platform {platform!r}",
-            found=f"its platforms: {', '.join(target.platforms)}",
-            fix="name one of these with --platform",
-        )
-    return ()
+    return (platform,) if platform in target.platforms else ()
 
 
 def _read_old(file: Path) -> Lock | None:

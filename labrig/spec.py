@@ -20,6 +20,8 @@ TABLE = "targets.toml"
 NAME = re.compile(r"[a-z0-9-]{1,40}")
 EXACT = re.compile(r"\d+\.\d+\.\d+")
 MINOR = re.compile(r"3\.\d+")
+# What RFC 3986 lets stand in an address, without the characters that mean something inside quotes to sh or TOML.
+ADDRESS = re.compile(r"(https?|file)://[A-Za-z0-9._~:/?#\[\]@!&()*+,;=%-]+")
 ENGINES = ("docker", "venv", "conda")
 PLATFORMS = ("linux_x86_64", "linux_aarch64", "macos_arm64")  # Windows users run the Linux targets in WSL2
 MPS = "mps"
@@ -96,7 +98,7 @@ def read(path: Path) -> Table:
         raise SpecError(f"cannot read {path}", found=str(error), fix="make it a readable UTF-8 file") from None
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError; a number or a nesting too deep for Python
         raise SpecError(f"{path.name} is not valid TOML", found=str(error), fix=f"edit {path}") from None
     return parse(data, path)
 
@@ -115,7 +117,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Table:
         if not NAME.fullmatch(name):
             raise SpecError(
                 f"{path.name}: {name!r} cannot be a target's name",
-                found=name,
+                found=_shown(name),
                 fix="1 to 40 of a-z, 0-9 and -, as in [targets.cuda-legacy]",
             )
         row = _Row(path.name, f"[targets.{name}]", top.nested("targets", name), _KEYS)
@@ -149,9 +151,9 @@ def _target(name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str]) ->
     unlocked = row.table("unlocked")
     for platform, reason in unlocked.items():
         if platform not in platforms:
-            row.fail("unlocked", platform, f"platforms of this row: {', '.join(platforms)}")
+            row.fail("unlocked", _shown(platform), f"platforms of this row: {', '.join(platforms)}")
         if not isinstance(reason, str) or not reason.strip():
-            row.fail(f"unlocked.{platform}", repr(reason), "the reason, as text")
+            row.fail(f"unlocked.{platform}", _shown(reason), "the reason, as text")
     build = compat.variant(torch, "cpu" if variant == MPS else variant)
     cuda = build.cuda if build and build.cuda and variant.startswith("cu") else None
     mac = compat.macos_floor(torch, python) if device == MPS else None
@@ -191,13 +193,18 @@ def _platforms(row: _Row, torch: str, variant: str) -> tuple[str, ...]:
         build = compat.variant(torch, variant)
         # The macOS wheel always carries MPS, so it is the mps variant and never the cpu one.
         allowed = tuple(p for p in PLATFORMS if build and p in build.platforms and p != "macos_arm64")
+    if not allowed:
+        have = ", ".join(build.platforms) if build else "none"
+        row.fail("variant", variant, f"a variant with a wheel for {' or '.join(PLATFORMS[:2])}; this one is on {have}")
     if "platforms" not in row.data:
         return allowed[:1]
     platforms = row.words("platforms", None)
     for platform in platforms:
         if platform not in allowed:
             hint = "; Windows users run the Linux targets in WSL2" if platform.startswith("windows") else ""
-            row.fail("platforms", platform, f"{', '.join(allowed)} (where torch {torch} {variant} has a wheel){hint}")
+            row.fail(
+                "platforms", _shown(platform), f"{', '.join(allowed)} (where torch {torch} {variant} has a wheel){hint}"
+            )
     return platforms
 
 
@@ -225,17 +232,20 @@ def _index(row: _Row, torch: str, variant: str, platforms: Iterable[str], indexe
 
 
 def _packages(row: _Row) -> tuple[str, ...]:
-    packages = row.words("packages", None)
-    for text in packages:
+    packages = []
+    for text in row.words("packages", None):
         try:
             requirement = Requirement(text)
-        except InvalidRequirement as error:
-            row.fail("packages", text, f"a package name, with versions if wanted ({error})")
+        except (InvalidRequirement, RecursionError):
+            row.fail("packages", _shown(text), "a package's name, with versions if wanted, as in numpy>=2,<3")
         if requirement.url or requirement.marker:
-            row.fail("packages", text, "a package name, with versions if wanted; no address and no marker")
+            row.fail("packages", _shown(text), "a package's name, with versions if wanted; no address and no marker")
         if canonicalize_name(requirement.name) in ("torch", "torchvision", "torchaudio"):
-            row.fail("packages", text, "torch is the row's own key; torchvision and torchaudio go into companions")
-    return packages
+            row.fail(
+                "packages", _shown(text), "torch is the row's own key; torchvision and torchaudio go into companions"
+            )
+        packages.append(str(requirement))  # in one line, however it was written
+    return tuple(packages)
 
 
 def _companions(row: _Row, release: compat.Release, python: str, platforms: Iterable[str]) -> tuple[str, ...]:
@@ -266,7 +276,7 @@ def _cross_check(row: _Row, target: Target) -> None:
     for key in _DERIVED:
         if key in row.data and row.data[key] != derived[key]:
             fact = "nothing (it has none)" if derived[key] is None else repr(derived[key])
-            row.fail(key, repr(row.data[key]), f"{fact}, by labrig/data for torch {target.torch} {target.variant}")
+            row.fail(key, _shown(row.data[key]), f"{fact}, by labrig/data for torch {target.torch} {target.variant}")
 
 
 class _Row:
@@ -278,7 +288,9 @@ class _Row:
             for key in data:
                 if key not in (allowed := sorted(keys)):
                     raise SpecError(
-                        f"{file}: {title} has an unknown key {key!r}", found=key, fix=f"allowed: {', '.join(allowed)}"
+                        f"{file}: {title} has an unknown key",
+                        found=_shown(key),
+                        fix=f"allowed: {', '.join(allowed)}",
                     )
 
     def fail(self, key: str, found: str, allowed: str) -> NoReturn:
@@ -291,7 +303,9 @@ class _Row:
         return str(self._get(key, lambda v: isinstance(v, str) and bool(pattern.fullmatch(v)), allowed))
 
     def word(self, key: str, allowed: tuple[str, ...]) -> str:
-        return str(self._get(key, lambda v: isinstance(v, str) and v in allowed, f"one of {', '.join(allowed)}"))
+        return str(
+            self._get(key, lambda v: isinstance(v, str) and v in allowed, f"one of {', '.join(allowed) or 'none'}")
+        )
 
     def words(self, key: str, allowed: tuple[str, ...] | None) -> tuple[str, ...]:
         shown = f"a list of {', '.join(allowed)}" if allowed else "a list of texts"
@@ -303,35 +317,43 @@ class _Row:
                 and all(isinstance(w, str) and (allowed is None or w in allowed) for w in v)
                 and len(set(v)) == len(v)
             ),
-            f"{shown}, each once",
+            f"{shown}, at least one, each once",
         )
         return tuple(value)
 
     def table(self, key: str) -> Mapping[str, Any]:
         value = self.data.get(key, {})
         if not isinstance(value, dict):
-            self.fail(key, repr(value), "a table")
+            self.fail(key, _shown(value), "a table")
         return value
 
     def nested(self, key: str, name: str) -> Mapping[str, Any]:
         value = self.data[key][name]
         if not isinstance(value, dict):
-            self.fail(f"{key}.{name}", repr(value), "a table")
+            self.fail(f"{key}.{name}", _shown(value), "a table")
         return value
 
     def index_url(self, name: str) -> str:
         if not NAME.fullmatch(name):
-            self.fail(name, name, "names of 1 to 40 of a-z, 0-9 and -")
-        schemes = ("https://", "http://", "file://")
-        return str(self._get(name, lambda v: isinstance(v, str) and v.startswith(schemes), "an address in quotes"))
+            self.fail(name, _shown(name), "names of 1 to 40 of a-z, 0-9 and -")
+        return self.matching(name, ADDRESS, "an https, http or file address in quotes")
 
     def _get(self, key: str, good: Callable[[Any], bool], allowed: str) -> Any:
         if key not in self.data:
             self.fail(key, "nothing", allowed)
         value = self.data[key]
         if not good(value):
-            self.fail(key, f"{value!r}" + ("" if isinstance(value, str) else f" ({_toml_type(value)})"), allowed)
+            self.fail(key, _shown(value) + ("" if isinstance(value, str) else f" ({_toml_type(value)})"), allowed)
         return value
+
+
+def _shown(value: object) -> str:
+    """A value of the table, for an error: in quotes if it is text, cut if it is long."""
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a table nested as deep
+        return "something far too long"
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
 
 def _toml_type(value: object) -> str:

@@ -17,7 +17,7 @@ fail() { # CODE TEXT...
 }
 
 case "$(uname -s)-$(uname -m)" in
-    Linux-x86_64 | Linux-amd64) platform=linux_x86_64 ;;
+    Linux-x86_64 | Linux-amd64) platform=linux_x86_64 megabytes=3132 ;;
     MINGW* | MSYS* | CYGWIN*) fail 3 "On Windows, run this inside WSL2." ;;
     *) fail 3 "Target cuda-legacy is for linux_x86_64; this machine is $(uname -s) $(uname -m)." ;;
 esac
@@ -26,35 +26,59 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 requirements=$here/requirements-$platform.txt
 [ -r "$requirements" ] || fail 4 "$requirements is missing: it belongs beside setup.sh."
 place=${1:-labrig-cuda-legacy}
+place=${place%/}
+old=$place.labrig-old # the environment as it was, until the new one is proven
 
-# Found by running it: a python on PATH may be a shim that fails, or lack venv.
+# Found by running it: a python on PATH may be a shim that fails, or lack venv. One that is named is the only one tried.
+if [ -n "${PYTHON:-}" ]; then
+    set -- "$PYTHON"
+else
+    set -- python3.11 python3 python /usr/bin/python3.11 "${HOME:-}"/.pyenv/versions/3.11.*/bin/python3.11
+fi
 python=
-for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3 python /usr/bin/python3.11 "$HOME"/.pyenv/versions/3.11.*/bin/python3.11; do
+for candidate in "$@"; do
     if "$candidate" -c 'import sys, venv, ensurepip; sys.exit("%d.%d" % sys.version_info[:2] != "3.11")' >/dev/null 2>&1; then
         python=$candidate
         break
     fi
 done
-[ -n "$python" ] || fail 3 "No working Python 3.11 (with venv and ensurepip) was found." \
+[ -n "$python" ] || fail 3 "No working Python 3.11 (with venv and ensurepip) was found; tried: $*" \
     "Install it (python.org, your system's packages: on Debian python3.11-venv too), or name it: PYTHON=/path/to/python3.11 sh setup.sh"
 
-if [ -e "$place/labrig-requirements.txt" ] && cmp -s "$requirements" "$place/labrig-requirements.txt"; then
+finished() { [ -e "$place/labrig-requirements.txt" ] && [ ! -e "$place/labrig-unfinished" ]; }
+restore() { # what was there before, or nothing
+    rm -rf -- "$place"
+    [ ! -e "$old" ] || mv -- "$old" "$place"
+}
+
+# A run that was killed may have left an empty folder, the old environment, the new one, or both.
+rmdir -- "$place" 2>/dev/null || :
+if [ -e "$place/labrig-unfinished" ] || [ ! -e "$place" ]; then restore; fi
+if finished && [ -e "$old" ]; then rm -rf -- "$old"; fi
+
+if finished && cmp -s "$requirements" "$place/labrig-requirements.txt" && [ -x "$place/bin/python" ]; then
     echo "$place is already the environment of target cuda-legacy." >&2
-    echo ". $place/bin/activate"
+    printf '. "%s/bin/activate"\n' "$place"
     exit 0
 fi
-if [ -e "$place" ] && [ ! -e "$place/labrig-unfinished" ] && [ ! -e "$place/labrig-requirements.txt" ]; then
+if [ -e "$place" ] && ! finished; then
     fail 2 "$place is there already and is no environment of labrig. Name another folder: sh setup.sh FOLDER"
 fi
-rm -rf -- "$place"
-mkdir -p -- "$place"
-: >"$place/labrig-unfinished"
-trap 'rm -rf -- "$place"' EXIT
+for file in "$place"/* "$place"/.[!.]*; do
+    case ${file##*/} in
+        bin | etc | include | lib | lib64 | man | share | pyvenv.cfg | .gitignore | labrig-requirements.txt) ;;
+        *) [ ! -e "$file" ] || fail 2 "$file is not the environment's and would be lost by making it anew. Move it away, or name another folder: sh setup.sh FOLDER" ;;
+    esac
+done
+[ ! -e "$place" ] || mv -- "$place" "$old"
+trap restore EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
+mkdir -p -- "$place" || fail 4 "$place cannot be made (above)."
+: >"$place/labrig-unfinished"
 
-echo "Making $place with $("$python" --version 2>&1); 3132 MB to fetch where pip has not got them yet." >&2
-"$python" -m venv "$place"
+echo "Making $place with $("$python" --version 2>&1); $megabytes MB to fetch where pip has not got them yet." >&2
+"$python" -m venv "$place" || fail 4 "The environment could not be made (above); nothing half-made was kept."
 pip() { "$place/bin/python" -m pip --disable-pip-version-check "$@"; }
 install() { pip install --no-deps --require-hashes --only-binary :all: "$@"; }
 install -r "$requirements" || fail 4 "The installation failed (above); nothing half-made was kept. Run it again."
@@ -72,4 +96,5 @@ CHECK
 cp "$requirements" "$place/labrig-requirements.txt"
 rm -f "$place/labrig-unfinished"
 trap - EXIT
-echo ". $place/bin/activate"
+rm -rf -- "$old"
+printf '. "%s/bin/activate"\n' "$place"
