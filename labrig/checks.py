@@ -186,7 +186,9 @@ def check_libraries(e: Expectation, facts: Facts) -> Outcome:
     if broken or not loaded:
         found = "; ".join(f"{name}: {why}" for name, why in list(broken.items())[:5]) or "none found"
         return Outcome(FAILED, "all load", found, f"{len(broken)} do not load")
-    return Outcome(PASSED, "all load", f"{loaded} loaded")
+    plugins = len(_fact(facts, "libraries", "plugins"))
+    aside = f", {plugins} for a driver or host software that is not here" if plugins else ""
+    return Outcome(PASSED, "all load", f"{loaded} loaded{aside}")
 
 
 def check_dataloader(e: Expectation, facts: Facts) -> Outcome:

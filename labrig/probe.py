@@ -123,8 +123,13 @@ def run_kernel(device: str) -> str:
 
 
 def read_libraries() -> object:
-    """The shared libraries that torch brings or needs, and which of them the dynamic linker cannot load."""
+    """The shared libraries that torch brings or needs, and which of them the dynamic linker cannot load.
+
+    The CUDA build has libraries for what is on the host only (the driver, RDMA, MPI); one that lacks a library which
+    no installed package ships is told apart, as torch is imported and computes without it.
+    """
     import ctypes
+    from importlib import metadata
     from pathlib import Path
 
     import torch
@@ -135,15 +140,23 @@ def read_libraries() -> object:
     total = len(waiting)
     while True:
         # A library that is found only by a name another one registers loads on a later round.
-        broken = {}
+        failed = {}
         for library in waiting:
             try:
                 ctypes.CDLL(str(library))
             except OSError as error:
-                broken[library] = str(error).replace(f"{site}/", "")
-        if len(broken) == len(waiting):
-            return {"loaded": total - len(broken), "broken": {str(k.relative_to(site)): v for k, v in broken.items()}}
-        waiting = list(broken)
+                failed[library] = str(error).replace(f"{site}/", "")
+        if len(failed) == len(waiting):
+            break
+        waiting = list(failed)
+    shipped = {file.name for distribution in metadata.distributions() for file in distribution.files or ()}
+    broken: dict[str, str] = {}
+    plugins: dict[str, str] = {}
+    for library, why in failed.items():
+        lacks, _, rest = why.partition(":")
+        foreign = "cannot open shared object file" in rest and lacks not in shipped
+        (plugins if foreign else broken)[str(library.relative_to(site))] = why
+    return {"loaded": total - len(failed), "broken": broken, "plugins": plugins}
 
 
 WHOLE = 4 << 20  # bytes: a larger file (a compiled library, loaded by read_libraries) is compared by size only
