@@ -13,6 +13,7 @@ and that, too, has to become a fact beside the others.
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 
 CONNECTIONS: list[str] = []  # what anything in this process tried to reach; see watch_network
 _LOCAL = ("127.", "localhost", "::1")
@@ -129,7 +131,6 @@ def read_libraries() -> object:
     no installed package ships is told apart, as torch is imported and computes without it.
     """
     import ctypes
-    from importlib import metadata
     from pathlib import Path
 
     import torch
@@ -149,7 +150,7 @@ def read_libraries() -> object:
         if len(failed) == len(waiting):
             break
         waiting = list(failed)
-    shipped = {file.name for distribution in metadata.distributions() for file in distribution.files or ()}
+    shipped = {os.path.basename(file) for file, _, _, _ in records()}
     broken: dict[str, str] = {}
     plugins: dict[str, str] = {}
     for library, why in failed.items():
@@ -164,23 +165,30 @@ WHOLE = 4 << 20  # bytes: a larger file (a compiled library, loaded by read_libr
 
 def read_files() -> object:
     """Installed files that are absent, or are not what their package's RECORD states (PEP 376): SHA-256 and size."""
-    from importlib import metadata
-
     wrong = []
     count = 0
-    for distribution in metadata.distributions():
-        for file in distribution.files or ():
-            if file.size is None or file.hash is None:
-                continue
-            count += 1
-            path = str(distribution.locate_file(file))
-            if not os.path.exists(path):
-                wrong.append(f"{file} is absent")
-            elif (size := os.path.getsize(path)) != file.size:
-                wrong.append(f"{file} has {size} bytes, recorded {file.size}")
-            elif size <= WHOLE and digest(path, file.hash.mode) != file.hash.value:
-                wrong.append(f"{file} has other content than recorded")
+    for file, path, hashed, size in records():
+        if not hashed or not size:
+            continue
+        count += 1
+        kind, _, value = hashed.partition("=")
+        if not os.path.exists(path):
+            wrong.append(f"{file} is absent")
+        elif (found := os.path.getsize(path)) != int(size):
+            wrong.append(f"{file} has {found} bytes, recorded {size}")
+        elif found <= WHOLE and digest(path, kind) != value:
+            wrong.append(f"{file} has other content than recorded")
     return {"count": count, "wrong": wrong}
+
+
+def records() -> Iterator[tuple[str, str, str, str]]:
+    """Every line of every RECORD: file, its path, hash, size. (importlib.metadata's own list leaves absent files out.)"""
+    from importlib import metadata
+
+    for distribution in metadata.distributions():
+        for line in csv.reader((distribution.read_text("RECORD") or "").splitlines()):
+            if len(line) == 3:
+                yield line[0], str(distribution.locate_file(line[0])), line[1], line[2]
 
 
 def digest(path: str, kind: str) -> str:
