@@ -182,7 +182,7 @@ def read_files() -> object:
 
 
 def records() -> Iterator[tuple[str, str, str, str]]:
-    """Every line of every RECORD: file, its path, hash, size. (importlib.metadata's own list leaves absent files out.)"""
+    """Every line of every RECORD: file, path, hash, size (importlib.metadata's own list leaves absent files out)."""
     from importlib import metadata
 
     for distribution in metadata.distributions():
