@@ -173,7 +173,7 @@ def solve(target: Target, platform: str, sources: Sources, *, old: Lock | None =
         packages = tomllib.loads(out.read_text(encoding="utf-8")).get("packages", [])
         wheels = tuple(sorted((_wheel(target, package, sources) for package in packages), key=lambda w: w.name))
     lock = Lock(target.name, platform, target.python, inputs_digest(target, platform), wheels)
-    _check_torch(target, lock)
+    _check_builds(target, lock)
     return lock
 
 
@@ -361,15 +361,16 @@ def _size(place: str, sources: Sources) -> int:
     return ask_size(place, sources)
 
 
-def _check_torch(target: Target, lock: Lock) -> None:
-    torch = lock.wheel("torch")
-    allowed = {target.torch, f"{target.torch}+{target.variant}"}
-    if torch is None or torch.version not in allowed:
-        raise LockError(
-            f"target {target.name}: the resolver took another build of torch than the row's",
-            found=f"torch {torch.version if torch else 'none'}; the row allows {' or '.join(sorted(allowed))}",
-            fix="look at the folders of wheels in use (pip config list), or name the index the build comes from",
-        )
+def _check_builds(target: Target, lock: Lock) -> None:
+    for name, version in (("torch", target.torch), *(pin.split("==") for pin in target.companions)):
+        wheel = lock.wheel(name)
+        allowed = {version, f"{version}+{target.variant}"}
+        if wheel is None or wheel.version not in allowed:
+            raise LockError(
+                f"target {target.name}: the resolver took another build of {name} than the row's",
+                found=f"{name} {wheel.version if wheel else 'none'}; the row allows {' or '.join(sorted(allowed))}",
+                fix="look at the folders of wheels in use (pip config list), or name the index the build comes from",
+            )
 
 
 def _short(file: Path) -> str:
