@@ -1,13 +1,15 @@
-"""`invoke clean`: remove what labrig can make again."""
+"""`invoke clean`: remove what labrig can make again and nothing else; results stay, and what others put there."""
 
 from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 from labrig import home, lock, spec
 from labrig.engines import venv
+from labrig.errors import BuildError
 
 
 def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_run: bool = False) -> list[Path]:
@@ -15,13 +17,25 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
 
     With a target's name: every environment of that target, and uv's unpacked copies, which environments share files
     with by hard links: what was written into one is in the other. With ``everything``: the wheelhouse, too.
+
+    Raises:
+        SpecError: no target of that name.
+        LockError: a lock cannot be read, so what it names is not known.
+        BuildError: a build is running, and ``everything`` would take its ground away.
     """
     table = spec.read(root / "images" / spec.TABLE)
+    places = [place for folder in _entries(home.environments()) for place in _entries(folder)]
+    busy = [place for place in places if place.suffix == venv.GUARD and venv.is_being_built(place.with_suffix(""))]
+    if busy and (everything or name):
+        raise BuildError(
+            "an environment is being built", found=", ".join(map(str, busy)), fix="wait for it, or stop it"
+        )
+    shared = [place for place in (home.links(), home.uv_cache()) if place.is_dir()]
     if everything:
-        places = [home.root()] if home.root().is_dir() else []
+        places = [*shared, *(place for place in (home.environments(), home.wheels()) if place.is_dir())]
     elif name:
         table.pick(name)
-        places = [*_made(home.environments() / name), *_made(home.links()), *_made(home.uv_cache())]
+        places = [place for place in places if place.parent.name == name and place.suffix != venv.GUARD] + shared
     else:
         kept = {
             venv.folder(lock.read(file))
@@ -29,26 +43,28 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
             for platform in target.platforms
             if (file := lock.path(table.path.parent, target.name, platform)).exists()
         }
-        places = [place for folder in _made(home.environments()) for place in _made(folder) if place not in kept]
-        places += _made(home.wheels() / "partial")
-    freed = 0
-    for place in places:
-        freed += _size(place)
-        if not dry_run:
-            shutil.rmtree(place) if place.is_dir() else place.unlink()
-    verb = "would free" if dry_run else "freed"
-    print(
-        f"{len(places)} removed, {verb} about {freed / 1e6:.0f} MB" if places else "nothing to remove", file=sys.stderr
-    )
+        kept.update(place.with_suffix("") for place in busy)
+        places = [place for place in places if place not in kept and place.suffix != venv.GUARD]
+        places += _entries(home.wheels() / "partial")
+    freed = _size(places)
+    if not dry_run:
+        for place in places:
+            shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
+    said = f"{len(places)} would go, about" if dry_run else f"{len(places)} removed, freed about"
+    print(f"{said} {freed / 1e6:.0f} MB" if places else "nothing to remove", file=sys.stderr)
     return places
 
 
-def _made(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _size(place: Path) -> int:
-    """Bytes that go with a place: a file that is hard-linked elsewhere stays there and counts nothing."""
-    files = place.rglob("*") if place.is_dir() else [place]
+def _size(places: list[Path]) -> int:
+    """Bytes that go with the places: a file that has a hard link outside of them stays there and counts nothing."""
+    files = (file for place in places for file in (place.rglob("*") if place.is_dir() else [place]))
     stats = [file.lstat() for file in files if file.is_file() and not file.is_symlink()]
-    return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
+    seen = Counter((stat.st_dev, stat.st_ino) for stat in stats)
+    whole = {
+        (stat.st_dev, stat.st_ino): stat.st_size for stat in stats if seen[stat.st_dev, stat.st_ino] == stat.st_nlink
+    }
+    return sum(whole.values())

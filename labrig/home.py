@@ -26,7 +26,7 @@ def environments() -> Path:
 
 
 def links() -> Path:
-    """Folders of hard links to the wheels of a lock, by file name; uv knows by their paths what it has unpacked."""
+    """Hard links to wheels by file name; uv knows by their paths what it has unpacked."""
     return root() / "links"
 
 

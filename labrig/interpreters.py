@@ -63,12 +63,13 @@ def _patch(folder: Path) -> int:
 def _ask(python: Path) -> tuple[str, bool, str] | None:
     try:
         done = subprocess.run(
-            [str(python), "-I", "-c", _ASK], capture_output=True, text=True, timeout=ANSWER_TIMEOUT, check=True
-        )
+            [str(python), "-I", "-c", _ASK],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_TIMEOUT, check=True,
+        )  # fmt: skip
         version, free_threaded, executable = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError):
+        return str(version), bool(free_threaded), str(executable)
+    except (OSError, subprocess.SubprocessError, ValueError, TypeError):
         return None
-    return version, free_threaded, executable
 
 
 def _fetch(minor: str) -> Path | None:

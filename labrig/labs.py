@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from labrig import engines, home
 from labrig.engines import Environment
-from labrig.errors import HostError, LabError, LabrigError, UsageError
+from labrig.errors import BuildError, HostError, LabError, LabrigError, UsageError
 
 GOOD = ("passed", "skipped")
+# `python -m labs` that takes the end of its stdin for SIGTERM, and then stops the labs and keeps their state.
+_RUNNER = """
+import os, runpy, signal, threading
+def watch():
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=watch, daemon=True).start()
+runpy.run_module("labs", run_name="__main__", alter_sys=True)
+"""
 
 
 def run(
@@ -35,12 +49,26 @@ def run(
         UsageError: no such lab.
     """
     out = out or results_folder(root, environment)
-    command = ["python", "-m", "labs", "run", *labs, "--out", str(out), "--device", device, "--jobs", str(jobs)]
+    command = ["python", "-c", _RUNNER, "run", *labs, "--out", str(out), "--device", device, "--jobs", str(jobs)]
     command += ["--quick"] * quick + ["--json"] * as_json
-    with engines.load(environment.engine).session(environment) as session:
+    with engines.load(environment.engine).session(environment) as session, _lifeline():
         code = session.run(command, cwd=root)
     raise_for(code, environment, out)
     return out
+
+
+@contextlib.contextmanager
+def _lifeline() -> Iterator[None]:
+    """Make stdin a pipe whose other end only this process holds: it ends with us, even by kill -9."""
+    kept = os.dup(0)
+    reading, writing = os.pipe()
+    try:
+        os.dup2(reading, 0)
+        yield
+    finally:
+        os.dup2(kept, 0)
+        for descriptor in (kept, reading, writing):
+            os.close(descriptor)
 
 
 def raise_for(code: int, environment: Environment, out: Path) -> None:
@@ -55,8 +83,12 @@ def raise_for(code: int, environment: Environment, out: Path) -> None:
     if code == HostError.code:
         raise HostError(f"a lab asked for a device that target {name} has not on this machine", fix="--device=auto")
     if code == UsageError.code:
-        raise UsageError("the labs did not understand what was asked (above)", fix="python -m labs list")
-    if code == 130 or code < 0:
+        raise UsageError("the labs' runner did not take what was asked (above)", fix="invoke labs --help")
+    if code == BuildError.code:
+        raise BuildError(
+            "the labs' data are not what the labs expect (above)", fix="git status labs/data; restore them"
+        )
+    if code == 130 or code == -signal.SIGINT:
         raise KeyboardInterrupt
     if code != 0:
         raise LabrigError(
@@ -92,6 +124,8 @@ def results_folder(root: Path, environment: Environment) -> Path:
         probe = folder / ".writable"
         probe.touch()
         probe.unlink()
-    except OSError:
-        return home.root() / "results" / name
+    except OSError as error:
+        elsewhere = home.root() / "results" / name
+        print(f"{root / 'results'} cannot be written ({error.strerror}): results go to {elsewhere}", file=sys.stderr)
+        return elsewhere
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -122,8 +123,12 @@ def _run_suite(session: Session, context: Path, results: Path) -> dict[str, chec
         sys.executable, "-m", "pytest", str(SUITE), "--hosts", session.hostspec, "--verify-context", str(context),
         "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "--rootdir", str(SUITE.parent.parent),
     ]  # fmt: skip
+    # What someone has set for pytest is meant for their tests: -k or -x there would leave checks out.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd=SUITE.parent.parent)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT, cwd=SUITE.parent.parent, env=environment
+        )
     except subprocess.TimeoutExpired:
         raise VerifyError(
             f"the checks of target {session.environment.target.name} took more than {TIMEOUT} s",

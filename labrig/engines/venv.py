@@ -22,6 +22,7 @@ from labrig.lock import Lock
 from labrig.progress import megabytes
 from labrig.spec import Target
 
+GUARD = ".building"  # beside an environment, locked while it is built; empty, and left there
 MARK = "labrig.json"  # written last: an environment without it is unfinished and is made anew
 INSTALL_TIMEOUT = 1800  # seconds
 UNPACKED = 4  # an environment takes about so many times the bytes of its wheels
@@ -127,11 +128,28 @@ def is_made(place: Path) -> bool:
     return (place / MARK).is_file()
 
 
+def is_being_built(place: Path) -> bool:
+    """True while a build (or what it left running) holds the lock on ``place``."""
+    guard = _guard(place)
+    if not guard.exists():
+        return False
+    with guard.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _guard(place: Path) -> Path:
+    return place.with_name(place.name + GUARD)
+
+
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[int]:
     """Hold the lock on building ``place``; the descriptor is handed to uv, so a kill -9 of labrig frees it only
     when uv, too, has stopped writing there."""
-    with Path(f"{place}.building").open("w") as file:
+    with _guard(place).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -150,7 +168,7 @@ def _install(python: Path, lock: Lock, store: Path, place: Path, guard: int) -> 
     _sync(python, lock, store, place, guard)
     if wrong := _damaged(place):
         print(f"uv's cache holds damaged files ({wrong[0]}): removed, installing anew", file=sys.stderr)
-        shutil.rmtree(home.uv_cache(), ignore_errors=True)
+        _run_uv(["cache", "clean"], lock, guard)  # waits for other uv processes that use it
         shutil.rmtree(place)
         _sync(python, lock, store, place, guard)
         if wrong := _damaged(place):
@@ -164,29 +182,25 @@ def _install(python: Path, lock: Lock, store: Path, place: Path, guard: int) -> 
 def _sync(python: Path, lock: Lock, store: Path, place: Path, guard: int) -> None:
     from labrig import wheelhouse
 
-    links = Path(f"{place}.links")  # beside the environment: whoever builds there next removes what a kill left
-    shutil.rmtree(links, ignore_errors=True)
     try:
-        wheelhouse.link_folder(lock.wheels, store, links)
-        requirements = links / "requirements.txt"
-        requirements.write_text(requirements_text(lock), encoding="utf-8")
+        # One folder for all locks: uv knows by a wheel's path and time that it has unpacked it already.
+        links = wheelhouse.link_folder(lock.wheels, store, home.links())
         _run_uv(["venv", "--python", str(python), str(place)], lock, guard)
         _run_uv(
             [
                 "pip", "sync", "--python", str(place / "bin" / "python"), "--offline", "--no-index",
-                "--find-links", str(links), "--require-hashes", "--no-build", "--strict", str(requirements),
+                "--find-links", str(links), "--require-hashes", "--no-build", "--strict", "-",
             ],
             lock,
             guard,
+            requirements_text(lock),
         )  # fmt: skip
     except OSError as error:
         raise _failure(lock, str(error)) from error
-    finally:
-        shutil.rmtree(links, ignore_errors=True)
 
 
 def _damaged(place: Path) -> list[str]:
-    """Installed files that are not of their recorded size, as the probe finds them."""
+    """Installed files that are not what their package's RECORD states, as the probe finds them."""
     command = [str(place / "bin" / "python"), "-I", str(PROBE), "files"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT)
     if done.returncode != 0:
@@ -200,15 +214,16 @@ def requirements_text(lock: Lock) -> str:
     return "".join(f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in lock.wheels)
 
 
-def _run_uv(arguments: list[str], lock: Lock, guard: int) -> None:
+def _run_uv(arguments: list[str], lock: Lock, guard: int, given: str = "") -> None:
     # uv's own settings are cut off: at this point every wheel is at hand and proven, nothing is to be found elsewhere.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("UV_", "VIRTUAL_ENV", "PIP_"))}
     environment |= {"UV_CACHE_DIR": str(home.uv_cache()), "UV_NO_CONFIG": "1", "UV_PYTHON_DOWNLOADS": "never"}
     command = [sys.executable, "-m", "uv", *arguments, "--quiet"]
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, pass_fds=(guard,)
-        )
+            command, env=environment, input=given, capture_output=True, text=True, timeout=INSTALL_TIMEOUT,
+            pass_fds=(guard,),
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise BuildError(
             f"uv {arguments[0]} took more than {INSTALL_TIMEOUT} s", fix="look at the disk, then run it again"
