@@ -476,6 +476,7 @@ class Lab:
             "image.cmap": "Blues",
         }):  # fmt: skip
             figure = Figure(figsize=size, layout="constrained")
+            figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # inches of air around everything
             draw(figure)
             temporary = path.with_name(f".{name}.png")
             figure.savefig(temporary, format="png", dpi=DPI, metadata={"Title": name, "Description": alt})
@@ -563,12 +564,12 @@ class Lab:
         }  # fmt: skip
 
     def _device_peak_mib(self) -> float | None:
-        torch = sys.modules.get("torch")
-        if torch is None or self.device is None or self.device.type == "cpu":
-            return None
-        if self.device.type == "cuda":
+        torch, kind = sys.modules.get("torch"), self.device.type if self.device else ""
+        if torch and kind == "cuda":
             return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-        return round(torch.mps.driver_allocated_memory() / 2**20, 1)  # MPS keeps no peak; its pool hardly ever shrinks
+        if torch and kind == "mps":  # it keeps no peak, but its pool hardly ever shrinks
+            return round(torch.mps.driver_allocated_memory() / 2**20, 1)
+        return None
 
     def _catch_what_escapes(self) -> None:
         def asked_to_stop(_signal: int, _frame: Any) -> None:

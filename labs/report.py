@@ -84,7 +84,8 @@ def number(value: float | None) -> str:
         return "0"
     if not 1e-3 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa} × 10<sup>{int(exponent)}</sup>".replace("-", "−")
+        factor = "" if mantissa == "1.0" else f"{mantissa} × "
+        return f"{factor}10<sup>{int(exponent)}</sup>".replace("-", "−")
     digits = max(0, 3 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{digits}f}"
     return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", "−")
@@ -113,7 +114,7 @@ def margin_bar(gate: dict[str, Any], baseline: float | None) -> str:
     """Better is to the right: a hollow dot for the baseline, a line for the gate, a full dot for us."""
     value, limit, flip = gate["value"], gate["limit"], gate["op"].startswith("<")
     if value is None or limit is None or gate["op"] == "==" or (flip and limit <= 0):
-        return ""
+        return ""  # counts and exact zeros have no scale
     points = [p for p in (value, limit, baseline) if p is not None]
     positive = [p for p in points if p > 0]
     logarithmic = bool(positive) and min(points) >= 0 and (baseline is None or max(positive) / min(positive) > 30)
@@ -130,7 +131,7 @@ def margin_bar(gate: dict[str, Any], baseline: float | None) -> str:
         return 10 + 160 * (scale(x) - low) / width
 
     colour = {True: "good", False: "bad", None: "muted"}[gate["passed"]]
-    at, line = place(value), place(limit)
+    at, line = place(value) if value or not logarithmic else 170.0, place(limit)  # 0 is beyond every power of ten
     dot = f'<circle cx="{place(baseline):.1f}" cy="11" r="4" class="baseline"/>' if baseline is not None else ""
     return (
         f'<svg class="margin {colour}" viewBox="0 0 180 22" role="img" aria-label="{esc(margin_text(gate))}">'
@@ -148,11 +149,11 @@ def margin_text(gate: dict[str, Any]) -> str:
         return "not a number"
     if gate["op"] == "==":
         return "as it must be" if margin == 0 else f"off by {abs(margin):.3g}"
-    if value == limit:
-        return "exactly at the gate"
-    side = "inside" if margin > 0 else "short of"
     if value == 0 and gate["op"].startswith("<"):
         return "exact: no difference at all"
+    if value == limit:
+        return "exactly at the gate"
+    side = "beyond" if margin > 0 else "short of"
     if value > 0 and limit > 0 and (ratio := max(value / limit, limit / value)) >= 3:
         return f"{ratio:,.0f} times {side} the gate"
     return f"{abs(margin):.3g} {side} the gate"
@@ -185,8 +186,8 @@ def sparkline(path: Path) -> str:
             for (s, _), h in zip(points, heights, strict=True)
         )
         text = f"{name} {number(points[0][1])} → {number(points[-1][1])} in {last + 1:,} steps"
-        drawn.append(f'<figure class="spark"><svg viewBox="0 0 200 40" aria-hidden="true"><polyline points="{line}"/></svg>'
-                     f"<figcaption>{text}</figcaption></figure>")  # fmt: skip
+        svg = f'<svg viewBox="0 0 200 40" aria-hidden="true"><polyline points="{line}"/></svg>'
+        drawn.append(f'<figure class="spark">{svg}<figcaption>{text}</figcaption></figure>')
     return "".join(drawn)
 
 
@@ -205,17 +206,19 @@ def render(names: list[str], runs: list[dict[str, Outcome]]) -> str:
 <style>{STYLE}</style></head><body>
 <header><p class="kicker">Labs that prove their own claims</p>{heads}</header>
 <main>{table}{cards}</main>
-<footer>Better is always to the right: <span class="key ours"></span> measured, <span class="key gate"></span> the gate it must
-pass, <span class="key baseline"></span> the simple method in the same run. Made by <code>python -m labs report</code>; check it
-again with <code>python -m labs verify</code>.</footer>
+<footer>Better is always to the right: <span class="key ours"></span> measured, <span class="key gate"></span> the gate
+it must pass, <span class="key baseline"></span> the simple method in the same run. Made by
+<code>python -m labs report</code>; check it again with <code>python -m labs verify</code>.</footer>
 </body></html>
 """
 
 
 def run_head(name: str, outcomes: dict[str, Outcome]) -> str:
-    counts = {s: sum(o.status == s for o in outcomes.values()) for s in ("passed", "skipped", "failed", "error")}
-    counts["interrupted"] = len(outcomes) - sum(counts.values())
-    line = ", ".join(f'<span class="{status}">{n} {status}</span>' for status, n in counts.items() if n) or "nothing ran"
+    statuses = [o.status for o in outcomes.values()]
+    counts = {status: statuses.count(status) for status in ("passed", "skipped", "failed", "error")}
+    counts["interrupted"] = len(statuses) - sum(counts.values())
+    words = [f'<span class="{status}">{n} {status}</span>' for status, n in counts.items() if n]
+    line = ", ".join(words) or "nothing ran"
     reasons = [f"{esc(o.page.id)}: {esc(o.reason)}" for o in outcomes.values() if o.reason and o.status != "passed"]
     why = f'<p class="why">{"<br>".join(reasons)}</p>' if reasons else ""
     title = f'<p class="run">{esc(name)}</p>' if name else ""
@@ -227,9 +230,10 @@ def environment(outcomes: dict[str, Outcome]) -> str:
     if record is None:
         return ""
     env, args = record["env"], record["args"]
+    chip = re.sub(r"\((R|TM)\)| Processor| CPU", "", env["device_name"])
     total = sum(o.record["time"]["wall_s"] for o in outcomes.values() if o.record)
     facts = [
-        ("torch", env["torch"]), ("device", f"{args['device']} · {env['device_name']}"), ("Python", env["python"]),
+        ("torch", env["torch"]), ("device", f"{args['device']} · {chip}"), ("Python", env["python"]),
         ("system", f"{env['os']}, {env['arch']}"),
         ("CPU quota", f"{env['cpu_quota']:g}, load {env['load_avg'][0]:g}"),
         ("each lab", f"{args['threads']} thread{'s' * (args['threads'] > 1)}, seed {args['seed']}"),
@@ -241,20 +245,25 @@ def environment(outcomes: dict[str, Outcome]) -> str:
     return '<dl class="env">' + "".join(f"<div><dt>{k}</dt><dd>{esc(v)}</dd></div>" for k, v in facts) + f"</dl>{quick}"
 
 
+def link(lab: str, page: Page) -> str:
+    return f'<a class="lab" href="#{esc(lab)}">{esc(lab[:2])} · {esc(page.title)}</a>'
+
+
 def summary_table(outcomes: dict[str, Outcome], labs: list[str]) -> str:
     rows = []
     for lab in labs:
         outcome = outcomes[lab]
-        name = f'<td><a href="#{esc(lab)}">{esc(lab[:2])} · {esc(outcome.page.title)}</a></td><td>{pill(outcome.status)}</td>'
+        name = f"<td>{link(lab, outcome.page)}</td><td>{pill(outcome.status)}</td>"
         record, gate = outcome.record, main_gate(outcome.record) if outcome.record else None
         if record is None or gate is None:
             rows.append(f'<tr>{name}<td colspan="7" class="why">{esc(outcome.reason)}</td></tr>')
             continue
-        theirs = baseline_value(gate, record)
+        theirs, metric = baseline_value(gate, record), gate["metric"].replace("_", " ")
         memory = record["memory"]["device_peak_mib"] or record["memory"]["peak_rss_mib"]
         rows.append(
-            f'<tr>{name}<td>{esc(gate["metric"].replace("_", " "))}</td><td class="n"><b>{number(gate["value"])}</b></td>'
-            f'<td class="n">{number(theirs) if theirs is not None else "·"}</td><td class="bar">{margin_bar(gate, theirs)}</td>'
+            f'<tr>{name}<td>{esc(metric)}</td><td class="n"><b>{number(gate["value"])}</b></td>'
+            f'<td class="n">{number(theirs) if theirs is not None else "·"}</td>'
+            f'<td class="bar">{margin_bar(gate, theirs)}</td>'
             f'<td class="n">{seconds(record["time"]["wall_s"])}</td><td class="n">{memory:,.0f} MiB</td>'
             f"<td>{esc(record['args']['device'])}</td></tr>"
         )
@@ -272,9 +281,10 @@ def comparison_table(names: list[str], runs: list[dict[str, Outcome]], labs: lis
     rows = []
     for lab in labs:
         first = next(o for o in (outcomes.get(lab) for outcomes in runs) if o)
-        gates = [main_gate(o[lab].record) if lab in o and o[lab].record else None for o in runs]
-        metric = next((g["metric"] for g in gates if g), "")
-        row = f'<td><a href="#{esc(lab)}">{esc(lab[:2])} · {esc(first.page.title)}</a></td><td>{esc(metric.replace("_", " "))}</td>'
+        records = [outcomes[lab].record if lab in outcomes else None for outcomes in runs]
+        gates = [main_gate(record) if record else None for record in records]
+        metric = next((g["metric"] for g in gates if g), "").replace("_", " ")
+        row = f"<td>{link(lab, first.page)}</td><td>{esc(metric)}</td>"
         reference = runs[0].get(lab)
         for index, (outcomes, gate) in enumerate(zip(runs, gates, strict=True)):
             outcome = outcomes.get(lab)
@@ -283,9 +293,12 @@ def comparison_table(names: list[str], runs: list[dict[str, Outcome]], labs: lis
                 continue
             wall, speed = outcome.record["time"]["wall_s"], ""
             if index and reference and reference.record and wall:
-                speed = f'<br><small>{reference.record["time"]["wall_s"] / wall:.1f} × as fast</small>'
-            row += (f'<td class="n group"><b>{number(gate["value"])}</b></td><td class="n">{seconds(wall)}{speed}</td>'
-                    f'<td>{pill(outcome.status)}<br><small>{esc(outcome.record["args"]["device"])}</small></td>')  # fmt: skip
+                speed = f'<small>{reference.record["time"]["wall_s"] / wall:.1f} × as fast</small>'
+            device, load = outcome.record["args"]["device"], outcome.record["env"]["load_avg"][0]
+            row += (
+                f'<td class="n group"><b>{number(gate["value"])}</b></td><td class="n">{seconds(wall)}{speed}</td>'
+                f"<td>{pill(outcome.status)}<small>{esc(device)}, load {load:g}</small></td>"
+            )
         rows.append(f"<tr>{row}</tr>")
     return (f'<div class="scroll"><table><thead><tr>{heads}</tr><tr>{second}</tr></thead>'
             f"<tbody>{''.join(rows)}</tbody></table></div>")  # fmt: skip
@@ -306,7 +319,8 @@ def card(lab: str, names: list[str], outcomes: list[Outcome | None]) -> str:
     if outcome.status == "error" and error.is_file():
         tail = error.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-8:]
         parts.append(f"<pre>{esc(chr(10).join(tail))}</pre>")
-    plots = [picture(outcome.folder, p) for p in record["plots"] if (outcome.folder / p["file"]).is_file()] if record else []
+    plots = [p for p in (record["plots"] if record else []) if (outcome.folder / p["file"]).is_file()]
+    plots = [picture(outcome.folder, p) for p in plots]
     see = f'<figcaption><b>What you should see.</b> {prose(page.see)}</figcaption>' if page.see else ""
     if plots:
         parts.append(f"<figure>{plots[0]}{see}{''.join(plots[1:])}</figure>")
@@ -332,7 +346,8 @@ def metrics_by_run(names: list[str], outcomes: list[Outcome | None]) -> str:
             cells += f'<td class="n">{number(entry["value"]) if entry else "·"}</td>'
         rows += f"<tr><td>{esc(metric.replace('_', ' '))}</td>{cells}</tr>"
     heads = "".join(f'<th class="n">{esc(name)}</th>' for name in names)
-    return f'<div class="scroll"><table class="small"><thead><tr><th>Metric</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    table = f"<thead><tr><th>Metric</th>{heads}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="scroll"><table class="small">{table}</table></div>'
 
 
 def gates_table(record: dict[str, Any]) -> str:
@@ -386,70 +401,120 @@ def small_print(record: dict[str, Any]) -> str:
 
 
 STYLE = """
-:root{--bg:#f6f5f1;--card:#fff;--ink:#1f2328;--soft:#5f6670;--line:#e2e0da;--ours:#0b6fb8;--base:#d9780f;--good:#0a7d5f;
---bad:#b93a17;--tint:#f3f6f9;--try:#f2f8f4;--code:#eef0f2;--skip:#6b7280}
-@media(prefers-color-scheme:dark){:root{--bg:#14171b;--card:#1c2026;--ink:#e7e9ec;--soft:#a0a8b3;--line:#323841;
---ours:#58aee8;--base:#eba04c;--good:#4cc39b;--bad:#f08562;--tint:#222932;--try:#1f2b27;--code:#2a3038;--skip:#98a1ad}
-figure img{filter:brightness(.93)}}
-*{box-sizing:border-box}html{scroll-behavior:smooth}
+:root{--bg:#f6f5f1;--card:#fff;--ink:#1f2328;--soft:#5f6670;--line:#e2e0da;--ours:#0b6fb8;--base:#d9780f;
+  --good:#0a7d5f;--bad:#b93a17;--tint:#f3f6f9;--try:#f2f8f4;--code:#eef0f2;--skip:#6b7280}
+@media(prefers-color-scheme:dark){
+  :root{--bg:#14171b;--card:#1c2026;--ink:#e7e9ec;--soft:#a0a8b3;--line:#323841;--ours:#58aee8;--base:#eba04c;
+    --good:#4cc39b;--bad:#f08562;--tint:#222932;--try:#1f2b27;--code:#2a3038;--skip:#98a1ad}
+  figure img{filter:brightness(.93)}
+}
+*{box-sizing:border-box}
+html{scroll-behavior:smooth}
 body{margin:0;background:var(--bg);color:var(--ink);
-font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Noto Sans","DejaVu Sans",sans-serif}
+  font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Noto Sans","DejaVu Sans",sans-serif}
 body>header,main,footer{max-width:1060px;margin:0 auto;padding:0 24px}
 body>header{padding-top:44px;padding-bottom:8px;display:flex;flex-wrap:wrap;gap:8px 40px}
-body>header>.kicker{flex-basis:100%}body>header>section{flex:1 1 320px;min-width:0}
+body>header>.kicker{flex-basis:100%}
+body>header>section{flex:1 1 320px;min-width:0}
 .kicker{margin:0;color:var(--soft);font-size:13px;letter-spacing:.06em;text-transform:uppercase}
 .run{margin:10px 0 -6px;font-weight:600}
 h1{font-size:40px;line-height:1.15;letter-spacing:-.02em;margin:6px 0 14px}
-h1 .passed{color:var(--good)}h1 .failed,h1 .error{color:var(--bad)}h1 .skipped,h1 .interrupted{color:var(--skip)}
+h1 .passed{color:var(--good)}
+h1 .failed,h1 .error{color:var(--bad)}
+h1 .skipped,h1 .interrupted{color:var(--skip)}
 h2{font-size:25px;letter-spacing:-.01em;margin:2px 0 0;line-height:1.2}
 h3{font-size:14px;margin:0 0 8px;letter-spacing:.01em}
-.env{display:flex;flex-wrap:wrap;gap:6px 26px;margin:0 0 18px}.env dt{font-size:12px;color:var(--soft)}
-.env dd{margin:0;font-size:14px;font-variant-numeric:tabular-nums}.quick,.why{color:var(--base)}
-.quick{margin:0 0 14px;font-size:14px}.why{font-size:15px}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14.5px}
+.env{display:flex;flex-wrap:wrap;gap:8px 22px;margin:0 0 18px}
+.env dt{font-size:12px;color:var(--soft)}
+.env dd{margin:0;font-size:14px;font-variant-numeric:tabular-nums}
+.quick,.why{color:var(--base)}
+.quick{margin:0 0 14px;font-size:14px}
+.why{font-size:15px}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:14.5px}
 main>.scroll{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:6px 16px}
 th{font-size:12px;font-weight:500;color:var(--soft);text-align:left;padding:8px 10px}
 td{padding:10px;border-top:1px solid var(--line);vertical-align:middle}
-td:first-child,th:first-child{padding-left:4px}th.group,td.group{border-left:1px solid var(--line)}
-.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}a{color:inherit;text-decoration-color:var(--line);
-text-underline-offset:3px}a:hover{text-decoration-color:currentColor}
-small{display:block;color:var(--soft);font-size:12.5px;line-height:1.35}sup{line-height:0;font-size:.72em}
+td:first-child,th:first-child{padding-left:4px}
+th.group,td.group{border-left:1px solid var(--line)}
+.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.lab{white-space:nowrap}
+a{color:inherit;text-decoration-color:var(--line);text-underline-offset:3px}
+a:hover{text-decoration-color:currentColor}
+small{display:block;color:var(--soft);font-size:12.5px;line-height:1.35}
+sup{line-height:0;font-size:.72em}
 .pill{display:inline-block;border-radius:99px;padding:1px 10px;font-size:12.5px;font-weight:600;white-space:nowrap;
-color:var(--skip);background:color-mix(in srgb,var(--skip) 14%,transparent)}
+  color:var(--skip);background:color-mix(in srgb,var(--skip) 14%,transparent)}
 .pill.passed{color:var(--good);background:color-mix(in srgb,var(--good) 13%,transparent)}
 .pill.failed,.pill.error{color:var(--bad);background:color-mix(in srgb,var(--bad) 13%,transparent)}
-svg.margin{width:180px;height:22px;display:block}.margin line{stroke-linecap:round}.track{stroke:var(--line);stroke-width:3}
-.lead{stroke-width:5}.good .lead{stroke:var(--good)}.bad .lead{stroke:var(--bad)}.muted .lead{stroke:var(--skip)}
-.gate{stroke:var(--ink);stroke-width:2}circle.baseline{fill:var(--card);stroke:var(--base);stroke-width:2.5}
+svg.margin{width:180px;height:22px;display:block}
+.margin line{stroke-linecap:round}
+.track{stroke:var(--line);stroke-width:3}
+.lead{stroke-width:5}
+.good .lead{stroke:var(--good)}
+.bad .lead{stroke:var(--bad)}
+.muted .lead{stroke:var(--skip)}
+.gate{stroke:var(--ink);stroke-width:2}
+circle.baseline{fill:var(--card);stroke:var(--base);stroke-width:2.5}
 circle.ours{fill:var(--ours);stroke:var(--card);stroke-width:1.5}
 article{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:28px 30px 22px;margin:26px 0}
-.cardhead{display:grid;grid-template-columns:1fr auto;align-items:end}.cardhead .kicker{grid-column:1/-1}
+.cardhead{display:grid;grid-template-columns:1fr auto;align-items:end}
+.cardhead .kicker{grid-column:1/-1}
 .question{font-size:19px;line-height:1.5;max-width:46em;margin:12px 0 18px}
-figure{margin:0 0 22px}figure img{display:block;width:100%;height:auto;border-radius:8px;border:1px solid var(--line);
-margin:0 0 10px;background:#fdfdfb}
-figcaption{color:var(--soft);font-size:14.5px;max-width:54em;margin:0 0 14px}figcaption b{color:var(--ink)}
-.gates td{padding:9px 10px}.gates td:nth-child(2){min-width:240px}.limit{color:var(--soft)}
-.spark{display:inline-flex;align-items:center;gap:14px;margin:14px 24px 0 0}.spark svg{width:200px;height:40px}
+figure{margin:0 0 22px}
+figure img{display:block;width:100%;height:auto;border-radius:8px;border:1px solid var(--line);margin:0 0 10px;
+  background:#fdfdfb}
+figcaption{color:var(--soft);font-size:14.5px;max-width:54em;margin:0 0 14px}
+figcaption b{color:var(--ink)}
+.gates td{padding:9px 10px}
+.gates td:nth-child(2){min-width:240px}
+.limit{color:var(--soft)}
+.spark{display:inline-flex;align-items:center;gap:14px;margin:14px 24px 0 0}
+.spark svg{width:200px;height:40px}
 .spark polyline{fill:none;stroke:var(--ours);stroke-width:1.8;stroke-linejoin:round}
 .spark figcaption{margin:0;font-size:13px;font-variant-numeric:tabular-nums}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:16px;margin:20px 0 14px}
-.box{background:var(--tint);border-radius:10px;padding:16px 18px;font-size:14.5px}.box p{margin:0 0 10px}
-.box.try{background:var(--try)}.box ol{margin:0;padding-left:1.3em}.box li{margin:0 0 8px;padding-left:2px}
-.versus{border-top:1px solid var(--line);padding-top:10px;color:var(--soft);font-size:13.5px}.versus b{font-size:16px;
-font-variant-numeric:tabular-nums}.versus .ours{color:var(--ours);margin-right:18px}.versus .theirs{color:var(--base)}
-code{font:.9em ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;background:var(--code);border-radius:4px;
-padding:1px 4px}pre{background:var(--code);border-radius:8px;padding:12px 14px;overflow-x:auto;font-size:12.5px;line-height:1.45}
-.fine,footer{color:var(--soft);font-size:12.5px;line-height:1.6}.fine{margin:0}footer{padding-top:4px;padding-bottom:44px}
+.box{background:var(--tint);border-radius:10px;padding:16px 18px;font-size:14.5px}
+.box p{margin:0 0 10px}
+.box.try{background:var(--try)}
+.box ol{margin:0;padding-left:1.3em}
+.box li{margin:0 0 8px;padding-left:2px}
+.versus{border-top:1px solid var(--line);padding-top:10px;color:var(--soft);font-size:13.5px}
+.versus b{font-size:16px;font-variant-numeric:tabular-nums}
+.versus .ours{color:var(--ours);margin-right:18px}
+.versus .theirs{color:var(--base)}
+code{font:.9em ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;background:var(--code);
+  border-radius:4px;padding:1px 4px}
+pre{background:var(--code);border-radius:8px;padding:12px 14px;overflow-x:auto;font-size:12.5px;line-height:1.45}
+.fine,footer{color:var(--soft);font-size:12.5px;line-height:1.6}
+.fine{margin:0}
+footer{padding-top:4px;padding-bottom:44px}
 .key{display:inline-block;width:10px;height:10px;border-radius:50%;vertical-align:-1px;margin:0 2px 0 6px}
-.key.ours{background:var(--ours)}.key.baseline{border:2.5px solid var(--base)}
+.key.ours{background:var(--ours)}
+.key.baseline{border:2.5px solid var(--base)}
 .key.gate{width:2px;height:13px;border-radius:0;background:var(--ink);vertical-align:-2px;margin:0 4px 0 8px}
-@media(max-width:640px){h1{font-size:31px}article{padding:20px 16px}body>header,main,footer{padding-left:14px;padding-right:14px}
-.gates tr{display:grid;grid-template-columns:auto 1fr}.gates td{border:0;padding:3px 8px}.gates td:nth-child(2){grid-column:1/-1;order:-1;
-border-top:1px solid var(--line);padding-top:10px}.gates td.bar{grid-column:1/-1;padding-bottom:10px}}
-@media print{:root{--bg:#fff;--card:#fff;--ink:#111;--soft:#555;--line:#ccc;--ours:#0b6fb8;--base:#b8620a;--good:#0a7d5f;
---bad:#b93a17;--tint:#f4f6f8;--try:#f3f8f5;--code:#f0f0f0;--skip:#666}body{font-size:11.5px}body>header{padding-top:0}
-h1{font-size:26px}article{break-inside:auto;padding:14px 0;border:0;border-top:1px solid #ccc;border-radius:0}
-figure,.box,tr,.cardhead,.question{break-inside:avoid}h2,h3{break-after:avoid}.question{font-size:14px}
-figure img{filter:none;max-height:11cm;width:auto;max-width:100%}svg.margin{width:120px}table,.box,figcaption{font-size:11px}
-*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+@media(max-width:640px){
+  h1{font-size:31px}
+  article{padding:20px 16px}
+  body>header,main,footer{padding-left:14px;padding-right:14px}
+  .gates tr{display:grid;grid-template-columns:auto 1fr}
+  .gates td{border:0;padding:3px 8px}
+  .gates td:nth-child(2){grid-column:1/-1;order:-1;border-top:1px solid var(--line);padding-top:10px}
+  .gates td.bar{grid-column:1/-1;padding-bottom:10px}
+}
+@media print{
+  :root{--bg:#fff;--card:#fff;--ink:#111;--soft:#555;--line:#ccc;--ours:#0b6fb8;--base:#b8620a;--good:#0a7d5f;
+    --bad:#b93a17;--tint:#f4f6f8;--try:#f3f8f5;--code:#f0f0f0;--skip:#666}
+  body{font-size:11.5px}
+  body>header{padding-top:0}
+  h1{font-size:26px}
+  article{break-inside:auto;padding:14px 0;border:0;border-top:1px solid #ccc;border-radius:0}
+  figure,.box,tr,.cardhead,.question{break-inside:avoid}
+  h2,h3{break-after:avoid}
+  .question{font-size:14px}
+  figure img{filter:none;max-height:11cm;width:auto;max-width:100%}
+  svg.margin{width:120px}
+  table,.box,figcaption{font-size:11px}
+  *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
+}
 """

@@ -59,7 +59,7 @@ class Job:
     output: IO[str]
     began: float
     latest: dict[str, Any] = field(default_factory=dict)
-    told: int = -1  # the last tenth that was printed
+    told: int = 0  # the last tenth that was printed
     reader: threading.Thread | None = None
 
 
