@@ -48,6 +48,7 @@ def relock(
             solved += [new] if new != old else []
         changed += [lock.write(new, images) for new in solved]
         changed += render.write(render.render(table, target, root / "templates"))
+    changed += render.write(render.render_readme(table))
     return changed
 
 

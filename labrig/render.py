@@ -15,6 +15,8 @@ from labrig.spec import Table, Target
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+BEGIN, END = "<!-- targets: begin -->", "<!-- targets: end -->"  # in the README, around its table of targets
+
 
 def render(table: Table, target: Target, templates: Path) -> dict[Path, str]:
     """Every rendered file of a target, as path -> text.
@@ -48,8 +50,32 @@ def render(table: Table, target: Target, templates: Path) -> dict[Path, str]:
 
 
 def render_all(table: Table, templates: Path) -> dict[Path, str]:
-    """Every rendered file of every target."""
-    return {file: text for target in table.targets.values() for file, text in render(table, target, templates).items()}
+    """Every rendered file of every target, and the README with its table of targets."""
+    files = {file: text for target in table.targets.values() for file, text in render(table, target, templates).items()}
+    return files | render_readme(table)
+
+
+def render_readme(table: Table) -> dict[Path, str]:
+    """The README beside images/ with its table of targets made anew; nothing where there is no such README."""
+    file = table.path.parent.parent / "README.md"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        return {}
+    lines = ["| target | torch | Python | needs | for |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{target.name}` | {target.torch} ({target.variant}) | {target.python} | {_needs(target)} | {target.why} |"
+        for target in table.targets.values()
+    ]
+    return {file: "\n".join([head + begin, *lines, end + tail])}
+
+
+def _needs(target: Target) -> str:
+    if target.cuda:
+        return f"NVIDIA driver {target.min_driver} or newer; capability {', '.join(target.capabilities)}"
+    system = f"macOS {target.macos} or newer" if target.macos else f"Linux with glibc {target.glibc} or newer"
+    return f"{system}; {', '.join(target.platforms)}"
 
 
 def write(files: dict[Path, str]) -> list[Path]:
