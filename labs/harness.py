@@ -146,8 +146,10 @@ def in_notebook() -> bool:
     return "ipykernel" in sys.modules
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def say(text: str, end: str = "\n") -> None:
+    """To stderr. Nobody may be reading any more, and that must not stop a lab from saving its state."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -489,9 +491,9 @@ class Lab:
         temporary.replace(path)
         self._record["plots"].append({"file": f"plots/{name}.png", "alt": alt})
         if in_notebook():
-            from IPython.display import display
+            from IPython.display import Image, display
 
-            display(figure)
+            display(Image(filename=str(path), alt=alt))
         return None
 
     def _no_plot(self, name: str, why: str) -> None:
@@ -591,10 +593,11 @@ class Lab:
                     write_atomically(self.folder / "error.txt", "".join(traceback.format_exception(error)))
                 self._write(status, reason)
             self._progress.end(f"{self.about['id']}: {reason}")
-            if code == 1:
-                traceback.print_exception(error)
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                if code == 1:
+                    traceback.print_exception(error)
+                sys.stdout.flush()
+                sys.stderr.flush()
             os._exit(code)  # the interpreter would exit 1, and die of SIGINT after a Ctrl-C
 
         signal.signal(signal.SIGINT, asked_to_stop)
@@ -673,13 +676,13 @@ class Progress:
             return
         line = progress_line(done, self._last, left, self.scalars)
         if self.style == "bar":
-            print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
+            say(f"\r\x1b[2K{line}", end="")
         else:
             say(f"{self.lab_id}  {line}")
 
     def end(self, text: str) -> None:
         if self.style == "bar" and self._shown:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            say("\r\x1b[2K", end="")
         if text:
             say(text)
 
