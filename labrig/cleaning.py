@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import sys
 from collections import Counter
@@ -25,7 +26,7 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
     """
     table = spec.read(root / "images" / spec.TABLE)
     places = [place for folder in _entries(home.environments()) for place in _entries(folder)]
-    busy = [place for place in places if place.suffix == venv.GUARD and venv.is_being_built(place.with_suffix(""))]
+    busy = [place for place in places if place.suffix == venv.GUARD and _is_locked(place)]
     if busy and (everything or name):
         raise BuildError(
             "an environment is being built", found=", ".join(map(str, busy)), fix="wait for it, or stop it"
@@ -45,7 +46,7 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
         }
         kept.update(place.with_suffix("") for place in busy)
         places = [place for place in places if place not in kept and place.suffix != venv.GUARD]
-        places += _entries(home.wheels() / "partial")
+        places += [file for file in _entries(home.wheels() / "partial") if not _is_locked(file)]
     freed = _size(places)
     if not dry_run:
         for place in places:
@@ -53,6 +54,16 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
     said = f"{len(places)} would go, about" if dry_run else f"{len(places)} removed, freed about"
     print(f"{said} {freed / 1e6:.0f} MB" if places else "nothing to remove", file=sys.stderr)
     return places
+
+
+def _is_locked(file: Path) -> bool:
+    """True while a build or a fetch holds its lock on the file."""
+    with file.open() as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _entries(folder: Path) -> list[Path]:

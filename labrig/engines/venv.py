@@ -128,28 +128,11 @@ def is_made(place: Path) -> bool:
     return (place / MARK).is_file()
 
 
-def is_being_built(place: Path) -> bool:
-    """True while a build (or what it left running) holds the lock on ``place``."""
-    guard = _guard(place)
-    if not guard.exists():
-        return False
-    with guard.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def _guard(place: Path) -> Path:
-    return place.with_name(place.name + GUARD)
-
-
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[int]:
     """Hold the lock on building ``place``; the descriptor is handed to uv, so a kill -9 of labrig frees it only
     when uv, too, has stopped writing there."""
-    with _guard(place).open("w") as file:
+    with place.with_name(place.name + GUARD).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -57,8 +57,9 @@ def expectation(request: pytest.FixtureRequest) -> checks.Expectation:
 def facts(request: pytest.FixtureRequest, host: Any) -> dict[str, Any]:
     """The probe's document; the probe runs once, inside the environment, through testinfra."""
     python = context_of(request.config)["python"]
-    # -I: the environment's own Python, not the variables of the toolkit that runs this test.
-    done = host.run(f"{shlex.quote(python)} -I {shlex.quote(str(verify.PROBE))}")
+    # -I: the environment's own Python, not the variables of the toolkit that runs this test. -S: what is installed
+    # there starts only in the processes that the probe watches.
+    done = host.run(f"{shlex.quote(python)} -I -S {shlex.quote(str(verify.PROBE))}")
     try:
         found = json.loads(done.stdout)
     except ValueError:

@@ -1,94 +1,94 @@
-"""Wheels of a kilobyte that are valid in every respect, and targets made of them."""
+"""Wheels of a few bytes, and what is locked, fetched and built from them, so that real builds take a second.
+
+python tiny.py WHEELS_FOLDER    build the lock over that folder with the venv engine, as `invoke build` would
+"""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
-import io
+import os
 import sys
-import tarfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from labrig import spec
-from labrig.spec import Target
+from labrig import cli, home, spec, wheelhouse
+from labrig.engines import Environment, venv
+from labrig.indexes import Sources
+from labrig.lock import Lock, Wheel
+from labrig.progress import Progress
 
-SHIPPED = spec.read(Path(__file__).parents[2] / "images" / spec.TABLE)
-TORCH = SHIPPED.targets["cuda"].torch
-PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
-INDEX = "tiny"
-
-
-def wheel(
-    name: str,
-    version: str,
-    tag: str = "py3-none-any",
-    *,
-    requires: Iterable[str] = (),
-    code: str = "",
-) -> dict[str, bytes]:
-    """File name -> content of one wheel: a package of that name with ``code`` in its __init__."""
-    stem = f"{name.replace('-', '_')}-{version}"
-    contents = {
-        f"{name.replace('-', '_')}/__init__.py": f"__version__ = {version!r}\n{code}",
-        f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        + "".join(f"Requires-Dist: {one}\n" for one in requires),
-        f"{stem}.dist-info/WHEEL": f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n",
-    }
-    record = f"{stem}.dist-info/RECORD"
-    lines = [
-        f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},"
-        f"{len(text.encode())}\n"
-        for path, text in contents.items()
-    ]
-    body = io.BytesIO()
-    with zipfile.ZipFile(body, "w") as archive:
-        for path, text in {**contents, record: "".join(lines) + f"{record},,\n"}.items():
-            archive.writestr(zipfile.ZipInfo(path), text)
-    return {f"{stem}-{tag}.whl": body.getvalue()}
+ROOT = Path(__file__).parents[2]
+MINOR = "{}.{}".format(*sys.version_info[:2])
 
 
-def sdist(name: str, version: str) -> dict[str, bytes]:
-    """File name -> content of one source distribution."""
-    body = io.BytesIO()
-    text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
-    with tarfile.open(fileobj=body, mode="w:gz") as archive:
-        entry = tarfile.TarInfo(f"{name}-{version}/PKG-INFO")
-        entry.size = len(text)
-        archive.addfile(entry, io.BytesIO(text))
-    return {f"{name}-{version}.tar.gz": body.getvalue()}
-
-
-def torch_wheel(
-    version: str = TORCH, python: str = PYTHON, platform: str = "manylinux_2_28_x86_64", *, cuda: str | None = None
-) -> dict[str, bytes]:
-    """A torch that says its version and that of its CUDA, and needs the package ``beta``."""
-    interpreter = f"cp{python.replace('.', '')}"
-    code = f"class version:\n    cuda = {cuda!r}\nclass cuda:\n    is_available = staticmethod(lambda: False)\n"
-    return wheel("torch", version, f"{interpreter}-{interpreter}-{platform}", requires=["beta>=1"], code=code)
-
-
-def row(**keys: Any) -> dict[str, Any]:
-    """A row of the pin table: torch for the CPU from the index ``tiny``; keys set, or left out where None."""
-    usual = {"torch": TORCH, "variant": "cpu", "python": PYTHON, "index": INDEX, "packages": ["alpha"], "why": "a test"}
-    return {key: value for key, value in {**usual, **keys}.items() if value is not None}
-
-
-def target(name: str = "here", **keys: Any) -> Target:
-    """The target of :func:`row`, validated as from a file."""
-    data = {
-        "defaults": {"engines": ["venv"]},
-        "indexes": {INDEX: "https://index.example/"},
-        "targets": {name: row(**keys)},
-    }
-    return spec.parse(data, Path(spec.TABLE)).targets[name]
-
-
-def write(files: Mapping[str, bytes], folder: Path) -> Path:
-    """Put files into a folder."""
+def make_wheel(folder: Path, name: str, version: str = "1.0", files: Mapping[str, bytes] | None = None) -> Wheel:
+    """Write a wheel with the given files (by default a module of its name) and give its entry in a lock."""
+    info = f"{name}-{version}.dist-info"
+    content = dict(files or {f"{name}.py": f"version = {version!r}\n".encode()})
+    content[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
+    content[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: tiny\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    record = "".join(f"{file},sha256={_digest(data)},{len(data)}\n" for file, data in content.items())
+    content[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return folder
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file, data in content.items():
+            archive.writestr(zipfile.ZipInfo(file), data, zipfile.ZIP_DEFLATED)
+    return read_wheel(path)
+
+
+def read_wheel(path: Path) -> Wheel:
+    """The lock's entry for a wheel on disk."""
+    data = path.read_bytes()
+    name, version, *_ = path.name.split("-")
+    return Wheel(name, version, path.name, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
+def lock_of(folder: Path) -> Lock:
+    """The lock that names every wheel of a folder."""
+    return Lock("tiny", "linux_x86_64", MINOR, "0" * 64, tuple(map(read_wheel, sorted(folder.glob("*.whl")))))
+
+
+def target() -> spec.Target:
+    """The CPU row under the name tiny, for the Python that runs this."""
+    row = spec.read(ROOT / "images" / spec.TABLE).pick("cpu")
+    return dataclasses.replace(row, name="tiny", python=MINOR)
+
+
+def fetching(lock: Lock, folder: Path) -> Callable[[], Path]:
+    """What an engine calls when it needs wheels: the real wheelhouse over a folder of wheels."""
+
+    def fetch() -> Path:
+        sources = Sources(default=None, find_links=(str(folder),))
+        wheelhouse.fetch(lock.wheels, sources, pinned={}, store=home.wheels(), progress=Progress())
+        return home.wheels()
+
+    return fetch
+
+
+def build(folder: Path) -> Environment:
+    """Build the environment of all wheels in a folder with the venv engine."""
+    lock = lock_of(folder)
+    return venv.build(target(), lock, fetching(lock, folder), offline=True)
+
+
+@cli.door
+def main() -> None:
+    print(build(Path(sys.argv[1])).reference)
+
+
+if __name__ == "__main__":
+    from invoke.exceptions import Exit
+
+    try:
+        main()
+    except Exit as error:
+        sys.stdout.flush()
+        os._exit(error.code)

@@ -1,0 +1,240 @@
+"""Each declared check over facts that pass it and facts that fail it, and what fails one fails no other."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labrig import checks, lock, spec
+from labrig.checks import FAILED, NOT_APPLICABLE, PASSED, SKIPPED, Expectation, Outcome
+
+IMAGES = Path(__file__).parents[2] / "images"
+TABLE = spec.read(IMAGES / spec.TABLE)
+Facts = dict[str, Any]
+
+
+def expect(name: str, *, engine: str = "venv", require_device: bool = False) -> Expectation:
+    target = TABLE.pick(name)
+    platform = lock.locked_platforms(target, IMAGES)[0]
+    return Expectation(target, lock.load(target, platform, IMAGES), engine, require_device)
+
+
+def good(e: Expectation, *, present: bool = True) -> Facts:
+    """The probe's document in an environment that is as the lock says, on a machine that has the device or not."""
+    seen: Facts = {"cpu": {"kernel": "ok"}}
+    if present and e.target.device != "cpu":
+        seen[e.target.device] = {"names": ["Test GPU"], "kernel": "ok"}
+    local = "" if e.target.device == "mps" else f"+{e.target.variant}"
+    return {
+        "python": {"version": f"{e.target.python}.4", "minor": e.target.python},
+        "packages": {wheel.name: wheel.version for wheel in e.lock.wheels},
+        "torch": {
+            "version": e.target.torch + local,
+            "cuda": e.target.cuda,
+            "archs": sorted(a.replace(".", "") for a in e.target.archs.get(e.lock.platform, ())),
+        },
+        "device": seen,
+        "libraries": {"loaded": 40, "broken": {}, "plugins": {}},
+        "files": {"count": 30000, "wrong": []},
+        "dataloader": "ok",
+        "connections": [],
+    }
+
+
+def judge(e: Expectation, facts: Facts) -> dict[str, Outcome]:
+    return {check.id: checks.judge(check, e, facts) for check in checks.CHECKS}
+
+
+def ended(outcomes: dict[str, Outcome], status: str) -> set[str]:
+    return {id for id, outcome in outcomes.items() if outcome.status == status}
+
+
+def test_the_list_is_declared_once() -> None:
+    ids = [check.id for check in checks.CHECKS]
+    assert len(set(ids)) == len(ids)
+    assert {check.run for check in checks.CHECKS} == {
+        function for name, function in vars(checks).items() if name.startswith("check_")
+    }, "a check that is written but not declared would never run"
+
+
+@pytest.mark.parametrize("name", TABLE.targets)
+def test_a_good_environment_passes_every_check_that_is_for_it(name: str) -> None:
+    e = expect(name)
+    outcomes = judge(e, good(e))
+    assert ended(outcomes, FAILED) == ended(outcomes, SKIPPED) == set()
+    assert ended(outcomes, NOT_APPLICABLE) == ({"archs"} if e.target.device == "mps" else set())
+    assert all(outcome.expected and outcome.found for outcome in outcomes.values() if outcome.status == PASSED)
+
+
+Mutation = Callable[[Facts], object]
+
+
+def put(value: object, *keys: str) -> Mutation:
+    def change(facts: Facts) -> None:
+        place = facts
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+
+    return change
+
+
+def other_minor(facts: Facts) -> None:
+    facts["python"]["minor"] = facts["python"]["minor"] + "9"
+
+
+def other_patch(facts: Facts) -> None:
+    head, _, patch = facts["torch"]["version"].partition("+")[0].rpartition(".")
+    facts["torch"]["version"] = f"{head}.{int(patch) + 1}"
+
+
+MUTATIONS: list[tuple[str, str, set[str], str, Mutation]] = [
+    # what is wrong, target, the checks that must fail, a word of what they say, how the facts change
+    ("python minor", "cpu", {"python"}, "another Python", other_minor),
+    ("torch patch", "cpu", {"torch"}, "another torch", other_patch),
+    ("torch variant", "cpu", {"torch"}, "another torch", lambda f: put("2.0.0+cu130", "torch", "version")(f)),
+    ("cuda where none belongs", "cpu", {"cuda"}, "another CUDA", put("13.0", "torch", "cuda")),
+    ("gpu code where none belongs", "cpu", {"archs"}, "other GPUs", put(["80"], "torch", "archs")),
+    ("another cuda", "cuda", {"cuda"}, "another CUDA", put("12.6", "torch", "cuda")),
+    ("no cuda", "cuda", {"cuda"}, "another CUDA", put(None, "torch", "cuda")),
+    ("one arch less", "cuda", {"archs"}, "other GPUs", lambda f: f["torch"]["archs"].pop()),
+    ("one arch more", "cuda", {"archs"}, "other GPUs", lambda f: f["torch"]["archs"].append("37")),
+    ("package missing", "cpu", {"packages"}, "1 differ", lambda f: f["packages"].pop("numpy")),
+    ("package of another version", "cpu", {"packages"}, "1 differ", put("0.0.1", "packages", "numpy")),
+    ("a version twice", "cpu", {"packages"}, "1 differ", put("1.0 and 2.0", "packages", "numpy")),
+    ("package too many", "cpu", {"extra"}, "by hand", put("1.0", "packages", "left-pad")),
+    ("file missing", "cpu", {"files"}, "1 files differ", put(["numpy/__init__.py is absent"], "files", "wrong")),
+    ("no file recorded", "cpu", {"files"}, "0 files differ", put(0, "files", "count")),
+    ("library broken", "cpu", {"libraries"}, "1 do not load", put({"a.so": "file too short"}, "libraries", "broken")),
+    ("no library", "cpu", {"libraries"}, "0 do not load", put(0, "libraries", "loaded")),
+    ("dataloader", "cpu", {"dataloader"}, "shared memory", put("got [], expected [1.0]", "dataloader")),
+    ("network", "cpu", {"network"}, "looks for the network", put(["socket.connect 192.0.2.1"], "connections")),
+    ("cpu kernel", "cpu", {"device"}, "kernel", put("AssertionError: not close", "device", "cpu", "kernel")),
+    ("cuda kernel", "cuda", {"device"}, "Test GPU", put("RuntimeError: no kernel image", "device", "cuda", "kernel")),
+    ("mps kernel", "mps", {"device"}, "Test GPU", put("AssertionError: not close", "device", "mps", "kernel")),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "tripped", "says", "change"), [m[1:] for m in MUTATIONS], ids=[m[0] for m in MUTATIONS]
+)
+def test_what_is_wrong_fails_its_check_and_no_other(name: str, tripped: set[str], says: str, change: Mutation) -> None:
+    e = expect(name)
+    facts = good(e)
+    before = copy.deepcopy(facts)
+    change(facts)
+    assert facts != before
+    outcomes = judge(e, facts)
+    assert ended(outcomes, FAILED) == tripped
+    for id in tripped:
+        assert says in outcomes[id].reason
+        assert outcomes[id].found != outcomes[id].expected
+    assert ended(outcomes, PASSED) == {check.id for check in checks.CHECKS} - tripped - ended(outcomes, NOT_APPLICABLE)
+
+
+def test_every_check_has_a_fact_that_fails_it() -> None:
+    assert set().union(*(tripped for _, _, tripped, _, _ in MUTATIONS)) == {check.id for check in checks.CHECKS}
+
+
+def test_a_cpu_environment_under_a_cuda_row_is_caught_thrice_and_by_its_packages() -> None:
+    cuda, cpu = expect("cuda"), expect("cpu")
+    facts = good(cpu)
+    facts["python"]["minor"] = cuda.target.python
+    facts["packages"] = good(cuda)["packages"]
+    outcomes = judge(cuda, facts)
+    assert ended(outcomes, FAILED) == {"torch", "cuda", "archs"}
+    assert ended(outcomes, SKIPPED) == {"device"}
+    facts["packages"] = good(cpu)["packages"]
+    assert "packages" in ended(judge(cuda, facts), FAILED)
+
+
+def test_the_bootstrap_set_may_stand_and_its_absence_too() -> None:
+    e = expect("cpu")
+    facts = good(e)
+    unlocked = checks.BOOTSTRAP - set(facts["packages"])
+    assert unlocked
+    facts["packages"] |= dict.fromkeys(unlocked, "1.0")
+    assert ended(judge(e, facts), FAILED) == set()
+
+
+def test_versions_are_compared_as_versions() -> None:
+    e = expect("cpu")
+    wheel = e.lock.wheels[0]
+    longer = dataclasses.replace(
+        e, lock=dataclasses.replace(e.lock, wheels=(dataclasses.replace(wheel, version="1.0"),))
+    )
+    facts = good(e) | {"packages": {wheel.name: "1.0.0"}}
+    assert ended(judge(longer, facts), FAILED) == set()
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda-legacy", "mps"])
+def test_an_absent_device_is_a_skip_with_its_reason_and_a_failure_where_it_is_required(name: str) -> None:
+    e = expect(name)
+    facts = good(e, present=False)
+    outcomes = judge(e, facts)
+    assert ended(outcomes, SKIPPED) == {"device"}
+    assert ended(outcomes, FAILED) == set()
+    assert f"no {e.target.device} device" in outcomes["device"].reason
+
+    required = judge(dataclasses.replace(e, require_device=True), facts)
+    assert ended(required, FAILED) == {"device"}
+    assert ended(required, SKIPPED) == set()
+    assert "--require-device" in required["device"].reason
+
+
+def test_a_required_device_that_computes_passes() -> None:
+    e = expect("cuda", require_device=True)
+    assert judge(e, good(e))["device"] == Outcome(PASSED, "cuda, one kernel and its gradient as on the CPU", "Test GPU")
+
+
+def test_architectures_that_no_table_knows_are_skipped_not_passed() -> None:
+    e = expect("cuda")
+    unknown = dataclasses.replace(e, target=dataclasses.replace(e.target, archs={}))
+    assert ended(judge(unknown, good(unknown)), SKIPPED) == {"archs"}
+
+
+READS = {
+    "python": {"python"},
+    "packages": {"packages", "extra"},
+    "torch": {"torch", "cuda", "archs"},
+    "device": {"device"},
+    "libraries": {"libraries"},
+    "files": {"files"},
+    "dataloader": {"dataloader"},
+    "connections": {"network"},
+}
+
+
+@pytest.mark.parametrize("fact", READS)
+def test_a_fact_that_could_not_be_read_fails_its_checks_with_the_probes_reason(fact: str) -> None:
+    e = expect("cpu")
+    outcomes = judge(e, good(e) | {fact: {"error": "OSError: too short"}})
+    assert ended(outcomes, FAILED) == READS[fact]
+    assert all("OSError: too short" in outcomes[id].reason for id in READS[fact])
+
+    silent = good(e)
+    del silent[fact]
+    outcomes = judge(e, silent)
+    assert ended(outcomes, FAILED) == READS[fact]
+    assert all("said nothing of" in outcomes[id].reason for id in READS[fact])
+
+
+def test_a_probe_that_did_not_run_fails_everything_with_its_reason() -> None:
+    outcomes = judge(expect("cuda"), {"error": "exit code 127"})
+    assert ended(outcomes, FAILED) == {check.id for check in checks.CHECKS}
+    assert all("exit code 127" in outcome.reason for outcome in outcomes.values())
+
+
+def test_not_applicable_is_neither_pass_nor_skip_and_says_for_whom_the_check_is() -> None:
+    e = expect("cpu", engine="conda")
+    facts = good(e)
+    del facts["packages"]
+    outcomes = judge(e, facts)
+    assert ended(outcomes, NOT_APPLICABLE) == {"packages", "extra", "files"}
+    assert ended(outcomes, FAILED) == ended(outcomes, SKIPPED) == set()
+    assert "docker, venv" in outcomes["packages"].reason
