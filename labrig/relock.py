@@ -39,6 +39,8 @@ def relock(
     sources = environment.read_sources(table, overrides)
     changed = []
     for target in targets:
+        if not chosen[target.name]:
+            continue
         solved = []
         for one in chosen[target.name]:
             print(f"resolving {target.name} for {one}", file=sys.stderr, flush=True)

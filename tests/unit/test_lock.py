@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+import samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging import tags
 from packaging.utils import parse_wheel_filename
+from samples import INDEX, PYTHON, TORCH
 from servers import IndexServer, Manners
-from tiny import INDEX, PYTHON, TORCH
 
 from labrig import compat, lock, spec
 from labrig.errors import LockError
@@ -50,7 +50,7 @@ def serve(*wheels: Mapping[str, bytes]) -> IndexServer:
 
 def folder(place: Path, *wheels: Mapping[str, bytes]) -> str:
     for one in wheels:
-        tiny.write(one, place)
+        samples.write(one, place)
     return str(place)
 
 
@@ -202,7 +202,7 @@ def test_any_bytes_are_a_lock_or_a_lock_error(
 
 def test_locked_stale_missing_and_declared_are_told_apart(tmp_path: Path) -> None:
     reason = "its index cannot be reached"
-    both = tiny.target(platforms=[LINUX, "linux_aarch64"], unlocked={"linux_aarch64": reason})
+    both = samples.target(platforms=[LINUX, "linux_aarch64"], unlocked={"linux_aarch64": reason})
     assert lock.status(both, LINUX, tmp_path) == "missing"
     assert lock.status(both, "linux_aarch64", tmp_path) == "declared"
     assert lock.locked_platforms(both, tmp_path) == ()
@@ -237,13 +237,13 @@ def test_locked_stale_missing_and_declared_are_told_apart(tmp_path: Path) -> Non
 
 
 def test_another_targets_or_platforms_lock_is_stale(tmp_path: Path) -> None:
-    for other, platform in ((tiny.target("there"), LINUX), (tiny.target(), "linux_aarch64")):
+    for other, platform in ((samples.target("there"), LINUX), (samples.target(), "linux_aarch64")):
         lock.write(dataclasses.replace(sample(), inputs=lock.inputs_digest(other, platform)), tmp_path)
-        assert lock.status(tiny.target(), LINUX, tmp_path) == "stale"
+        assert lock.status(samples.target(), LINUX, tmp_path) == "stale"
 
 
 def test_the_digest_of_the_inputs_changes_with_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = tiny.target(companions=["torchvision"])
+    base = samples.target(companions=["torchvision"])
     others = {
         "torch": dataclasses.replace(base, torch=next(t for t in compat.releases() if t != base.torch)),
         "variant": dataclasses.replace(base, variant=str(CUDA)),
@@ -267,12 +267,12 @@ def test_the_digest_of_the_inputs_changes_with_each_of_them(monkeypatch: pytest.
 
 
 def test_the_digest_of_the_inputs_does_not_change_with_what_is_not_asked() -> None:
-    base = tiny.target()
+    base = samples.target()
     data: dict[str, Any] = {
         "indexes": {"other": "https://mirror.example/"},
         "defaults": {"engines": ["docker", "venv"]},
     }
-    data["targets"] = {"here": tiny.row(index="other", why="another reason", platforms=["linux_aarch64", LINUX])}
+    data["targets"] = {"here": samples.row(index="other", why="another reason", platforms=["linux_aarch64", LINUX])}
     other = spec.parse(data, Path(spec.TABLE)).targets["here"]
     assert other != base
     assert lock.inputs_digest(other, LINUX) == lock.inputs_digest(base, LINUX)
@@ -280,17 +280,17 @@ def test_the_digest_of_the_inputs_does_not_change_with_what_is_not_asked() -> No
 
 # --- solving --------------------------------------------------------------------------------------------------------
 
-ALPHA1, ALPHA2 = tiny.wheel("alpha", "1.0"), tiny.wheel("alpha", "2.0")
-BETA = tiny.wheel("beta", "1.5")
-TORCH_CPU = tiny.torch_wheel(f"{TORCH}+cpu")
-TORCH_PLAIN = tiny.torch_wheel(TORCH)
+ALPHA1, ALPHA2 = samples.wheel("alpha", "1.0"), samples.wheel("alpha", "2.0")
+BETA = samples.wheel("beta", "1.5")
+TORCH_CPU = samples.torch_wheel(f"{TORCH}+cpu")
+TORCH_PLAIN = samples.torch_wheel(TORCH)
 
 
 def test_the_lock_is_the_same_from_an_index_and_from_a_folder(tmp_path: Path) -> None:
     wanted = {"alpha": "2.0", "beta": "1.5", "torch": f"{TORCH}+cpu"}
     files = {**ALPHA2, **BETA, **TORCH_CPU}
-    with serve(ALPHA1, ALPHA2, BETA) as rest, serve(TORCH_CPU, tiny.wheel("alpha", "9.0")) as own:
-        by_name = lock.solve(tiny.target(), LINUX, Sources(default=rest.url, named={INDEX: own.url}))
+    with serve(ALPHA1, ALPHA2, BETA) as rest, serve(TORCH_CPU, samples.wheel("alpha", "9.0")) as own:
+        by_name = lock.solve(samples.target(), LINUX, Sources(default=rest.url, named={INDEX: own.url}))
         heads = {r.path.rsplit("/", 1)[-1] for r in (*rest.requests, *own.requests) if r.method == "HEAD"}
         assert set(files) <= heads  # pages tell no size: each wheel is asked for its own
         # Only torch is bound to the row's own index: its other packages are not taken.
@@ -298,28 +298,28 @@ def test_the_lock_is_the_same_from_an_index_and_from_a_folder(tmp_path: Path) ->
     for wheel in by_name.wheels:
         assert wheel.size == len(files[wheel.file])
         assert wheel.sha256 == hashlib.sha256(files[wheel.file]).hexdigest()
-    assert by_name.inputs == lock.inputs_digest(tiny.target(), LINUX)
+    assert by_name.inputs == lock.inputs_digest(samples.target(), LINUX)
 
     strange = folder(tmp_path / "my wheels #1 %41", ALPHA1, ALPHA2, BETA, TORCH_CPU)
-    from_folder = lock.solve(tiny.target(), LINUX, Sources(default=None, find_links=(strange,), named={INDEX: None}))
+    from_folder = lock.solve(samples.target(), LINUX, Sources(default=None, find_links=(strange,), named={INDEX: None}))
     assert lock.serialize(from_folder) == lock.serialize(by_name)
 
 
 def test_an_index_without_digests_gives_the_same_lock() -> None:
     with serve(ALPHA2, BETA) as rest, serve(TORCH_CPU) as own:
         sources = Sources(default=rest.url, named={INDEX: own.url})
-        first = lock.solve(tiny.target(), LINUX, sources)
+        first = lock.solve(samples.target(), LINUX, sources)
         rest.manners.hashes = own.manners.hashes = False
         os.environ["UV_CACHE_DIR"] += "-other"  # undone by the fixture
-        assert lock.solve(tiny.target(), LINUX, sources) == first
+        assert lock.solve(samples.target(), LINUX, sources) == first
 
 
 def test_companions_come_from_the_rows_index_too() -> None:
-    target = tiny.target(companions=["torchvision"])
+    target = samples.target(companions=["torchvision"])
     version = target.companions[0].partition("==")[2]
     with (
-        serve(ALPHA1, BETA, tiny.wheel("torchvision", version)) as rest,
-        serve(TORCH_CPU, tiny.wheel("torchvision", f"{version}+cpu")) as own,
+        serve(ALPHA1, BETA, samples.wheel("torchvision", version)) as rest,
+        serve(TORCH_CPU, samples.wheel("torchvision", f"{version}+cpu")) as own,
     ):
         solved = lock.solve(target, LINUX, Sources(default=rest.url, named={INDEX: own.url}))
     assert versions(solved)["torchvision"] == f"{version}+cpu"
@@ -328,11 +328,11 @@ def test_companions_come_from_the_rows_index_too() -> None:
 @pytest.mark.parametrize("build", ["cpu", "cu126"])
 def test_another_local_build_is_never_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, build: str) -> None:
     """==X.Y.Z alone would accept X.Y.Z+cpu from a folder of wheels, and even prefer it."""
-    target = tiny.target(**PLAIN, companions=["torchvision"])
+    target = samples.target(**PLAIN, companions=["torchvision"])
     version = target.companions[0].partition("==")[2]
-    local = [tiny.torch_wheel(f"{TORCH}+{build}"), tiny.wheel("torchvision", f"{version}+{build}")]
+    local = [samples.torch_wheel(f"{TORCH}+{build}"), samples.wheel("torchvision", f"{version}+{build}")]
     links = folder(tmp_path / "wheels", *local)
-    with serve(ALPHA1, BETA, TORCH_PLAIN, tiny.wheel("torchvision", version)) as index:
+    with serve(ALPHA1, BETA, TORCH_PLAIN, samples.wheel("torchvision", version)) as index:
         solved = lock.solve(target, LINUX, Sources(default=index.url, find_links=(links,)))
         assert versions(solved)["torch"] == TORCH
         assert versions(solved)["torchvision"] == version
@@ -350,9 +350,9 @@ def test_another_local_build_is_never_taken(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_build_that_nobody_knows_is_refused(tmp_path: Path) -> None:
-    links = folder(tmp_path / "wheels", tiny.torch_wheel(f"{TORCH}+mine"))
+    links = folder(tmp_path / "wheels", samples.torch_wheel(f"{TORCH}+mine"))
     with serve(ALPHA1, BETA) as index, pytest.raises(LockError) as caught:
-        lock.solve(tiny.target(**PLAIN), LINUX, Sources(default=index.url, find_links=(links,)))
+        lock.solve(samples.target(**PLAIN), LINUX, Sources(default=index.url, find_links=(links,)))
     assert f"torch {TORCH}+mine" in caught.value.found
     assert f"the row allows {TORCH}" in caught.value.found
 
@@ -360,24 +360,24 @@ def test_a_build_that_nobody_knows_is_refused(tmp_path: Path) -> None:
 def test_old_versions_are_kept_and_newest_taken_on_upgrade() -> None:
     with serve(ALPHA1, BETA) as rest, serve(TORCH_CPU) as own:
         sources = Sources(default=rest.url, named={INDEX: own.url})
-        old = lock.solve(tiny.target(), LINUX, sources)
-        rest.files.update(ALPHA2 | tiny.wheel("beta", "1.9"))
-        assert lock.solve(tiny.target(), LINUX, sources, old=old) == old
-        assert versions(lock.solve(tiny.target(), LINUX, sources)) == {
+        old = lock.solve(samples.target(), LINUX, sources)
+        rest.files.update(ALPHA2 | samples.wheel("beta", "1.9"))
+        assert lock.solve(samples.target(), LINUX, sources, old=old) == old
+        assert versions(lock.solve(samples.target(), LINUX, sources)) == {
             "alpha": "2.0",
             "beta": "1.9",
             "torch": f"{TORCH}+cpu",
         }
         # What cannot stay goes; the rest stays.
-        moved = lock.solve(tiny.target(packages=["alpha>=2"]), LINUX, sources, old=old)
+        moved = lock.solve(samples.target(packages=["alpha>=2"]), LINUX, sources, old=old)
         assert versions(moved) == {"alpha": "2.0", "beta": "1.5", "torch": f"{TORCH}+cpu"}
         # A package no longer asked for goes too.
-        assert "alpha" not in versions(lock.solve(tiny.target(packages=["beta"]), LINUX, sources, old=old))
+        assert "alpha" not in versions(lock.solve(samples.target(packages=["beta"]), LINUX, sources, old=old))
 
 
 def test_a_row_without_solution_gives_the_resolvers_reason() -> None:
     with serve(ALPHA1, ALPHA2, BETA) as rest, serve(TORCH_CPU) as own, pytest.raises(LockError) as caught:
-        lock.solve(tiny.target(packages=["alpha>=3"]), LINUX, Sources(default=rest.url, named={INDEX: own.url}))
+        lock.solve(samples.target(packages=["alpha>=3"]), LINUX, Sources(default=rest.url, named={INDEX: own.url}))
     assert caught.value.code == 4
     assert "alpha>=3" in caught.value.found
     assert "[targets.here]" in caught.value.fix
@@ -385,12 +385,12 @@ def test_a_row_without_solution_gives_the_resolvers_reason() -> None:
 
 @pytest.mark.parametrize(
     "files",
-    [tiny.sdist("alpha", "1.0"), tiny.wheel("alpha", "1.0", "cp311-cp311-win_amd64")],
+    [samples.sdist("alpha", "1.0"), samples.wheel("alpha", "1.0", "cp311-cp311-win_amd64")],
     ids=["sdist", "another platform's wheel"],
 )
 def test_a_package_without_a_wheel_for_the_platform_is_refused(files: dict[str, bytes]) -> None:
     with serve(files, BETA, TORCH_PLAIN) as index, pytest.raises(LockError) as caught:
-        lock.solve(tiny.target(**PLAIN), LINUX, Sources(default=index.url))
+        lock.solve(samples.target(**PLAIN), LINUX, Sources(default=index.url))
     assert "alpha" in caught.value.found
 
 
@@ -399,7 +399,7 @@ def test_an_unreachable_index_is_told_within_seconds() -> None:
     with serve(ALPHA1, BETA) as rest:
         began = time.monotonic()
         with pytest.raises(LockError) as caught:
-            lock.solve(tiny.target(), LINUX, Sources(default=rest.url, named={INDEX: gone}), old=sample())
+            lock.solve(samples.target(), LINUX, Sources(default=rest.url, named={INDEX: gone}), old=sample())
     assert time.monotonic() - began < 8
     assert gone in caught.value.found
     assert f"--index {INDEX}=none" in caught.value.fix
@@ -409,7 +409,7 @@ def test_an_unreachable_index_is_told_within_seconds() -> None:
 def test_an_unreachable_default_index_is_no_fault_of_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     with pytest.raises(LockError) as caught:
-        lock.solve(tiny.target(**PLAIN), LINUX, Sources(default=closed_port().replace("//", "//user:secret@")))
+        lock.solve(samples.target(**PLAIN), LINUX, Sources(default=closed_port().replace("//", "//user:secret@")))
     assert "mirror" in caught.value.fix
     assert "[targets" not in caught.value.fix
     assert "--index" not in caught.value.fix
@@ -420,25 +420,25 @@ def test_an_address_with_odd_characters_cannot_break_out(monkeypatch: pytest.Mon
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     odd = 'http://127.0.0.1:1/"\n[tool.uv]\nno-index = true'
     with serve(ALPHA1, BETA) as rest, pytest.raises(LockError):
-        lock.solve(tiny.target(), LINUX, Sources(default=rest.url, named={INDEX: odd}, timeout=1))
+        lock.solve(samples.target(), LINUX, Sources(default=rest.url, named={INDEX: odd}, timeout=1))
 
 
 # --- for other platforms ----------------------------------------------------------------------------------------------
 
 
 def test_a_mac_is_locked_from_anywhere() -> None:
-    target = tiny.target(
-        variant="mps", index=None, platforms=["macos_arm64"], python=tiny.SHIPPED.targets["mps"].python
+    target = samples.target(
+        variant="mps", index=None, platforms=["macos_arm64"], python=samples.SHIPPED.targets["mps"].python
     )
     assert target.macos
     floor, above = target.macos.split(".")[0], int(target.macos.split(".")[0]) + 1
     index = serve(
-        tiny.wheel("alpha", "1.0", f"py3-none-macosx_{floor}_0_arm64"),
-        tiny.wheel("alpha", "2.0", f"py3-none-macosx_{above}_0_arm64"),  # its Macs may be older
-        tiny.wheel("alpha", "3.0", "py3-none-manylinux_2_28_x86_64"),
-        tiny.wheel("alpha", "4.0", f"py3-none-macosx_{floor}_0_x86_64"),
+        samples.wheel("alpha", "1.0", f"py3-none-macosx_{floor}_0_arm64"),
+        samples.wheel("alpha", "2.0", f"py3-none-macosx_{above}_0_arm64"),  # its Macs may be older
+        samples.wheel("alpha", "3.0", "py3-none-manylinux_2_28_x86_64"),
+        samples.wheel("alpha", "4.0", f"py3-none-macosx_{floor}_0_x86_64"),
         BETA,
-        tiny.torch_wheel(TORCH, target.python, f"macosx_{floor}_0_arm64"),
+        samples.torch_wheel(TORCH, target.python, f"macosx_{floor}_0_arm64"),
     )
     with index:
         solved = lock.solve(target, "macos_arm64", Sources(default=index.url))
@@ -446,13 +446,13 @@ def test_a_mac_is_locked_from_anywhere() -> None:
 
 
 def test_linux_wheels_stay_below_the_lowest_glibc() -> None:
-    target = tiny.target(**PLAIN, platforms=[LINUX])
+    target = samples.target(**PLAIN, platforms=[LINUX])
     assert target.glibc
     minor = int(target.glibc.split(".")[1])
     index = serve(
-        tiny.wheel("alpha", "1.0", f"py3-none-manylinux_2_{minor}_x86_64"),
-        tiny.wheel("alpha", "2.0", f"py3-none-manylinux_2_{minor + 1}_x86_64"),
-        tiny.wheel("alpha", "3.0", f"py3-none-manylinux_2_{minor}_aarch64"),
+        samples.wheel("alpha", "1.0", f"py3-none-manylinux_2_{minor}_x86_64"),
+        samples.wheel("alpha", "2.0", f"py3-none-manylinux_2_{minor + 1}_x86_64"),
+        samples.wheel("alpha", "3.0", f"py3-none-manylinux_2_{minor}_aarch64"),
         BETA,
         TORCH_PLAIN,
     )
@@ -485,7 +485,7 @@ def installable(target: Target, platform: str) -> set[tags.Tag]:
 def test_every_lockable_platform_is_locked() -> None:
     expected = {
         lock.path(IMAGES, target.name, platform)
-        for target in tiny.SHIPPED.targets.values()
+        for target in samples.SHIPPED.targets.values()
         for platform in target.platforms
         if platform not in target.unlocked
     }
@@ -495,7 +495,7 @@ def test_every_lockable_platform_is_locked() -> None:
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_a_committed_lock_is_current_installable_and_holds_no_address(file: Path) -> None:
-    target = tiny.SHIPPED.targets[file.parent.name]
+    target = samples.SHIPPED.targets[file.parent.name]
     one = lock.load(target, file.stem, IMAGES)
     assert lock.serialize(one) == file.read_text()
     possible = installable(target, file.stem)
