@@ -33,7 +33,7 @@ lab = harness.start(
     "01_tensors",
     title="Tensors against NumPy", paradigm="foundations", task="tensor operations",
     data="random numbers, digits (scikit-learn)", seconds=4,
-)  # fmt: skip
+)
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ def compare(dtype: torch.dtype, where: torch.device) -> list[str]:
         "sort": (xt.sort(0).values, np.sort(xn, 0)),
         "log-sum-exp": (torch.logsumexp(xt, 1), np.log(np.exp(xn).sum(1))),
         "masked fill": (xt.masked_fill(xt < 0, 0), np.where(xn < 0, 0, xn)),
-    }  # fmt: skip
+    }
     # Singular vectors are only unique up to sign, so compare what they rebuild.
     u, s, vh = torch.linalg.svd(x.to(wide), full_matrices=False)  # (N, D), (D,), (D, D)
     pairs |= {"singular values": (s, np.linalg.svd(xn, compute_uv=False)), "rebuilt from the SVD": ((u * s) @ vh, xn)}
@@ -147,7 +147,7 @@ for condition in conditions:
     a = (left * spectrum) @ right.T  # (N, N) with exactly this condition number
     y = a @ truth  # (N,)
     answers = (torch.linalg.solve(a.float(), y.float()), torch.linalg.solve(a, y),
-               torch.from_numpy(np.linalg.solve(a.numpy(), y.numpy())))  # fmt: skip
+               torch.from_numpy(np.linalg.solve(a.numpy(), y.numpy())))
     for name, answer in zip(lost, answers, strict=True):
         lost[name].append(((answer.double() - truth).norm() / truth.norm()).item())
 error_32, error_64, error_numpy = (errors[conditions.index(1e6)] for errors in lost.values())
@@ -206,13 +206,13 @@ print("the two digits most alike on average:", *pair)
 def draw_memory(figure) -> None:
     ax = figure.subplots()
     panels = [("block: the memory itself", block[None], 0, 0), ("rows = block.view(6, 4)", rows, 0, 2.6),
-              ("rows.T", columns, 8, 2.6), ("rows[::2, 1::2]", every_second, 18, 2.6)]  # fmt: skip
+              ("rows.T", columns, 8, 2.6), ("rows[::2, 1::2]", every_second, 18, 2.6)]
     for title, view, left, top in panels:  # every cell is one unit wide in all four panels
         H, W = view.shape
         ax.imshow(view, cmap="YlGnBu", vmin=-4, vmax=30, extent=(left, left + W, top + H, top))
         for (i, j), number in np.ndenumerate(view.numpy()):
             ax.text(left + j + 0.5, top + i + 0.55, number, ha="center", va="center", fontsize=8.5,
-                    color="white" if number > 15 else harness.COLOURS["ink"])  # fmt: skip
+                    color="white" if number > 15 else harness.COLOURS["ink"])
         ax.text(left, top - 0.25, title, fontweight="bold")
         if H > 1:
             ax.text(left, top + H + 0.75, f"strides {view.stride()}", color=harness.COLOURS["muted"])
@@ -228,7 +228,7 @@ def draw_precision_and_speed(figure) -> None:
     left_ax.set(title="Digits lost in solving a linear system", xlabel="condition number", ylabel="relative error")
     left_ax.legend(loc="lower right")
     bars = right_ax.barh(list(times), [1e6 * t for t in times.values()],
-                         color=[harness.COLOURS[c] for c in ("bad", "baseline", "ours")])  # fmt: skip
+                         color=[harness.COLOURS[c] for c in ("bad", "baseline", "ours")])
     right_ax.bar_label(bars, [f"{1e6 * t:,.0f} µs" for t in times.values()], padding=4)
     right_ax.set(title=f"Sum of {n_loop:,} squares", xscale="log", xlabel="microseconds (log)", xlim=(1, 1e5))
     right_ax.invert_yaxis()
@@ -238,7 +238,7 @@ lab.plot("memory", draw_memory, size=(9, 3.9),
          alt="24 memory places as one strip, and below it three grids over them: rows, transposed, every second one")
 lab.plot("precision", draw_precision_and_speed, size=(9, 3.6),
          alt="Left: relative error grows with the condition number, float32 reaches 1 near 1e7. "
-             "Right: time of a sum of squares as Python loop, in NumPy and in torch")  # fmt: skip
+             "Right: time of a sum of squares as Python loop, in NumPy and in torch")
 
 lab.finish()
 

@@ -37,7 +37,7 @@ lab = harness.start(
     "02_autograd",
     title="Autograd from scratch", paradigm="foundations", task="automatic differentiation",
     data="20 points on a noisy sine (synthetic)", seconds=3,
-)  # fmt: skip
+)
 
 import torch
 

@@ -34,7 +34,7 @@ lab = harness.start(
     "06_images",
     title="Images with a CNN", paradigm="supervised", task="image classification",
     data="digits (scikit-learn)", seconds=9,
-)  # fmt: skip
+)
 
 import numpy as np
 import torch
@@ -222,15 +222,15 @@ def draw(figure) -> None:
     ax.imshow(np.sqrt(table), cmap="Blues")  # square root: a single mistake stays visible beside ninety hits
     for i, j in np.argwhere(table):
         ax.text(j, i, table[i, j], ha="center", va="center", fontsize=8.5, fontweight="normal" if i == j else "bold",
-                color="white" if table[i, j] > 20 else harness.COLOURS["ink" if i == j else "bad"])  # fmt: skip
+                color="white" if table[i, j] > 20 else harness.COLOURS["ink" if i == j else "bad"])
     ax.set(title=f"{len(wrong)} mistakes in {len(truth)} test images", xlabel="the network says", ylabel="it is",
-           xticks=range(len(names)), yticks=range(len(names)), xticklabels=names, yticklabels=names)  # fmt: skip
+           xticks=range(len(names)), yticks=range(len(names)), xticklabels=names, yticklabels=names)
     ax.spines[:].set_visible(False)
     for ax, i in zip(right.subplots(3, 2).flat, shown, strict=True):
         hit = guess[i] == truth[i]
         ax.imshow(images[test[i]], cmap="gray_r")
         ax.set_title(f"{y_hat[i, guess[i]]:.0%} a {names[guess[i]]}, {'rightly' if hit else 'is ' + names[truth[i]]}",
-                     fontsize=9, loc="center", pad=4, color=harness.COLOURS["good" if hit else "bad"])  # fmt: skip
+                     fontsize=9, loc="center", pad=4, color=harness.COLOURS["good" if hit else "bad"])
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_color(harness.COLOURS["grid"])
 

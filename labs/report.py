@@ -293,7 +293,7 @@ def comparison_table(names: list[str], runs: list[dict[str, Outcome]], labs: lis
                 continue
             wall, speed = outcome.record["time"]["wall_s"], ""
             if index and reference and reference.record and wall:
-                speed = f'<small>{reference.record["time"]["wall_s"] / wall:.1f} × as fast</small>'
+                speed = f"<small>{reference.record['time']['wall_s'] / wall:.1f} × as fast</small>"
             device, load = outcome.record["args"]["device"], outcome.record["env"]["load_avg"][0]
             row += (
                 f'<td class="n group"><b>{number(gate["value"])}</b></td><td class="n">{seconds(wall)}{speed}</td>'
@@ -321,7 +321,7 @@ def card(lab: str, names: list[str], outcomes: list[Outcome | None]) -> str:
         parts.append(f"<pre>{esc(chr(10).join(tail))}</pre>")
     plots = [p for p in (record["plots"] if record else []) if (outcome.folder / p["file"]).is_file()]
     plots = [picture(outcome.folder, p) for p in plots]
-    see = f'<figcaption><b>What you should see.</b> {prose(page.see)}</figcaption>' if page.see else ""
+    see = f"<figcaption><b>What you should see.</b> {prose(page.see)}</figcaption>" if page.see else ""
     if plots:
         parts.append(f"<figure>{plots[0]}{see}{''.join(plots[1:])}</figure>")
     if record:
@@ -359,7 +359,7 @@ def gates_table(record: dict[str, Any]) -> str:
         op = {"<=": "≤", ">=": "≥", "==": "="}.get(gate["op"], esc(gate["op"]))
         against = ""
         if theirs is not None:
-            against = f'<small>{esc(record["baselines"][gate["baseline"]]["source"])}: {number(theirs)}</small>'
+            against = f"<small>{esc(record['baselines'][gate['baseline']]['source'])}: {number(theirs)}</small>"
         rows += (
             f"<tr><td>{pill(status, text)}</td><td>{esc(gate['text'])}{against}</td>"
             f'<td class="n"><b>{number(gate["value"])}</b> <span class="limit">{op} {number(gate["limit"])}</span></td>'

@@ -70,7 +70,6 @@ def test_each_way_to_end_is_told_apart(checkout, python, tmp_path: Path) -> None
         _02_missed=HOLDS.replace("1.0", "2.0"),
         _03_crash="raise ValueError('broken <model>')",
         _04_skip='lab.skip("no compiler here")',
-        _05_hang="import time, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(600)",
         _06_silent="import os\nos._exit(0)",
         _07_elsewhere=f"lab.device = type('D', (), {{'type': 'xpu'}})()\n{HOLDS}",
         _08_killed="import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
@@ -80,12 +79,13 @@ def test_each_way_to_end_is_told_apart(checkout, python, tmp_path: Path) -> None
     before = sorted(tree.rglob("*"))
     out = tmp_path / "run"
     run = ["-m", "labs", "run", "--device", "cpu", "--out", out, "--json", "--jobs", 3, "--progress", "off"]
-    ended = python(*run, "--timeout", 9, cwd=tree, PYTHONDONTWRITEBYTECODE="1")
+    ended = python(*run, cwd=tree, PYTHONDONTWRITEBYTECODE="1")
     assert ended.returncode == 1, ended.stderr
+    assert ended.stderr.count("\n") <= 1  # off is off, but for a word about three labs on fewer CPUs
     assert sorted(tree.rglob("*")) == before  # nothing but --out is written
     got = result_of(ended)
     assert {lab: entry["status"] for lab, entry in got.items()} == {
-        "01_holds": "passed", "02_missed": "failed", "03_crash": "error", "04_skip": "skipped", "05_hang": "error",
+        "01_holds": "passed", "02_missed": "failed", "03_crash": "error", "04_skip": "skipped",
         "06_silent": "error", "07_elsewhere": "error", "08_killed": "error", "09_gateless": "error",
         "10_syntax": "error",
     }  # fmt: skip
@@ -95,14 +95,13 @@ def test_each_way_to_end_is_told_apart(checkout, python, tmp_path: Path) -> None
     assert got["03_crash"]["reason"] == "ValueError: broken <model>"
     assert "Traceback" in (out / "03_crash" / "error.txt").read_text()
     assert got["04_skip"]["reason"] == "no compiler here"
-    assert "--timeout" in got["05_hang"]["reason"]
     assert "no metrics.json" in got["06_silent"]["reason"]
     assert got["07_elsewhere"]["reason"] == "asked for cpu, ran on xpu"
     assert "SIGKILL" in got["08_killed"]["reason"]
     assert "without a gate" in got["09_gateless"]["reason"]
     assert "SyntaxError" in got["10_syntax"]["reason"] and (out / "10_syntax" / "error.txt").is_file()
     html = (out / "report.html").read_text(encoding="utf-8")
-    assert "1 passed" in html and "1 skipped" in html and "1 failed" in html and "7 error" in html
+    assert "1 passed" in html and "1 skipped" in html and "1 failed" in html and "6 error" in html
     assert "broken &lt;model&gt;" in html and "<model>" not in html
 
     # A missed gate alone is 5, and what was good is not run again.
@@ -122,6 +121,22 @@ def test_each_way_to_end_is_told_apart(checkout, python, tmp_path: Path) -> None
     with (tree / "labs" / "01_holds.py").open("a") as file:
         file.write("# changed\n")
     assert not result_of(python(*run, "01", "--seed", 1, cwd=tree))["01_holds"]["reused"]
+
+
+def test_a_lab_that_hangs_is_killed_with_all_its_processes(checkout, python, tmp_path: Path) -> None:
+    tree, out = checkout(), tmp_path / "run"
+    (tree / "labs" / "01_hang.py").write_text(
+        "import pathlib, signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'pid.txt').write_text(str(child.pid))\n"
+        "time.sleep(600)\n"
+    )
+    ended = python("-m", "labs", "run", "--device", "cpu", "--out", out, "--timeout", 1.5, "--json", cwd=tree)
+    assert ended.returncode == 1, ended.stderr
+    got = result_of(ended)["01_hang"]
+    assert got["status"] == "error" and "no result within 1.5 s (--timeout)" in got["reason"]
+    assert not alive(int((tmp_path / "pid.txt").read_text()))
 
 
 def test_a_broken_copy_of_a_real_lab_misses_its_gate(checkout, python, tmp_path: Path) -> None:
@@ -208,8 +223,6 @@ def test_progress_goes_to_stderr_and_the_result_to_stdout(checkout, python, tmp_
     events = [json.loads(line) for line in lines.stderr.splitlines()]
     assert events[0]["event"] == "started" and events[-1]["event"] == "ended"
     assert json.loads(lines.stdout)
-    silent = python(*run, 3, "--progress", "off", cwd=tree)
-    assert silent.stderr == ""
 
 
 def test_a_whole_core_is_not_exceeded(checkout, python, tmp_path: Path) -> None:
