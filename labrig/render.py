@@ -43,8 +43,6 @@ def render(table: Table, target: Target, templates: Path) -> dict[Path, str]:
         locks=locks,
         index=table.indexes[target.index] if target.index else None,
         index_variable=f"LABRIG_INDEX_{target.index.upper().replace('-', '_')}" if target.index else None,
-        companions=[name for name in target.pinned if name != "torch"],
-        expected_torch=_expected(target, locks[0]),
     )
     return files
 
@@ -65,10 +63,15 @@ def render_readme(table: Table) -> dict[Path, str]:
         return {}
     lines = ["| target | torch | Python | needs | for |", "|---|---|---|---|---|"]
     lines += [
-        f"| `{target.name}` | {target.torch} ({target.variant}) | {target.python} | {_needs(target)} | {target.why} |"
+        f"| `{target.name}` | {target.torch} ({target.variant}) | {target.python} | {_needs(target)} | {_cell(target.why)} |"
         for target in table.targets.values()
     ]
     return {file: "\n".join([head + begin, *lines, end + tail])}
+
+
+def _cell(text: str) -> str:
+    """Text that stays in one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _needs(target: Target) -> str:
@@ -133,11 +136,6 @@ def _environment(templates: Path) -> Environment:
     return Environment(  # noqa: S701 - shell and text, not HTML
         loader=FileSystemLoader(templates), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
     )
-
-
-def _expected(target: Target, locked: Lock) -> str:
-    wheel = locked.wheel("torch")
-    return wheel.version if wheel else target.torch
 
 
 def _read(file: Path) -> bytes | None:
