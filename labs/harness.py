@@ -309,7 +309,8 @@ class Lab:
 
         `exact` gates are true by mathematics and are enforced even by --quick; the others need the full sizes.
         """
-        value, bound = self._record["metrics"][metric]["value"], _number(limit)
+        value: Any = self._record["metrics"][metric]["value"]
+        bound: Any = _number(limit)
         checked = exact or not self.quick
         sign = -1 if op.startswith("<") else 1
         usable = value is not None and bound is not None

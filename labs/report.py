@@ -351,6 +351,8 @@ def metrics_by_run(names: list[str], outcomes: list[Outcome | None]) -> str:
 
 
 def gates_table(record: dict[str, Any]) -> str:
+    if not record["gates"]:
+        return ""
     rows = ""
     for gate in record["gates"]:
         status = {True: "passed", False: "failed", None: "skipped"}[gate["passed"]]
