@@ -80,8 +80,9 @@ mkdir -p -- "$place" || fail 4 "$place cannot be made (above)."
 
 echo "Making $place with $("$python" --version 2>&1); $megabytes MB to fetch where pip has not got them yet." >&2
 "$python" -m venv "$place" || fail 4 "The environment could not be made (above); nothing half-made was kept."
-pip() { "$place/bin/python" -m pip --disable-pip-version-check "$@"; }
-install() { pip install --no-deps --require-hashes --only-binary :all: "$@"; }
+install() { # pip's words go to stderr: stdout is the line that enters the environment
+    "$place/bin/python" -m pip --disable-pip-version-check install --no-deps --require-hashes --only-binary :all: "$@" >&2
+}
 
 # torch first: it comes from an index of its own, and if it cannot be had nothing else need be fetched.
 index="${LABRIG_INDEX_PYTORCH_CPU:-https://download.pytorch.org/whl/cpu}"
