@@ -16,16 +16,6 @@ from labrig.engines import Environment
 from labrig.errors import BuildError, HostError, LabError, LabrigError, UsageError
 
 GOOD = ("passed", "skipped")
-# `python -m labs` that takes the end of its stdin for SIGTERM, and then stops the labs and keeps their state.
-_RUNNER = """
-import os, runpy, signal, threading
-def watch():
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-threading.Thread(target=watch, daemon=True).start()
-runpy.run_module("labs", run_name="__main__", alter_sys=True)
-"""
 
 
 def run(
@@ -49,17 +39,17 @@ def run(
         UsageError: no such lab.
     """
     out = out or results_folder(root, environment)
-    command = ["python", "-c", _RUNNER, "run", *labs, "--out", str(out), "--device", device, "--jobs", str(jobs)]
+    command = ["python", "-m", "labs", "run", *labs, "--out", str(out), "--device", device, "--jobs", str(jobs)]
     command += ["--quick"] * quick + ["--json"] * as_json
     with engines.load(environment.engine).session(environment) as session, _lifeline():
-        code = session.run(command, cwd=root)
+        code = session.run(command, cwd=root, env={"LAB_PARENT_ON_STDIN": "1"})
     raise_for(code, environment, out)
     return out
 
 
 @contextlib.contextmanager
 def _lifeline() -> Iterator[None]:
-    """Make stdin a pipe whose other end only this process holds: it ends with us, even by kill -9."""
+    """Make stdin a pipe that only this process holds open: it ends with us, even by kill -9, and the labs with it."""
     kept = os.dup(0)
     reading, writing = os.pipe()
     try:
@@ -97,21 +87,11 @@ def raise_for(code: int, environment: Environment, out: Path) -> None:
 
 
 def read_results(out: Path) -> list[dict[str, Any]]:
-    """Every lab's result in a results folder, in order of its name, in the form of ``invoke labs --json``."""
-    results = []
-    for file in sorted(out.glob("*/metrics.json")):
-        data = json.loads(file.read_text(encoding="utf-8"))
-        results.append(
-            {
-                "lab": data["lab"]["id"],
-                "status": data["status"],
-                "device": data["env"].get("device", data["args"]["device"]),
-                "seconds": data["time"].get("wall_s"),
-                "metrics": data["metrics"],
-                "baselines": data["baselines"],
-                "gates": data["gates"],
-            }
-        )
+    """The last run's result of every lab it was asked for, as ``invoke labs --json`` prints them."""
+    try:
+        results: list[dict[str, Any]] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
     return results
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from labrig import checks, doctor, environment, labs
 from labrig.engines import Environment
-from labrig.errors import LabError, LabrigError
+from labrig.errors import LabrigError
 from labrig.verify import Record, tally, verify
 
 
@@ -66,7 +66,7 @@ def up(
     out = labs.results_folder(root, made)
     try:
         labs.run(root, made, out=out, quick=quick)
-    except LabError as error:
+    except LabrigError as error:
         failure = error
     _say("verify the environment")
     record = verify(made)

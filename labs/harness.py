@@ -604,17 +604,24 @@ class Lab:
         signal.signal(signal.SIGINT, asked_to_stop)
         signal.signal(signal.SIGTERM, asked_to_stop)
         sys.excepthook = escaped
-        if os.environ.pop("LAB_PARENT_ON_STDIN", ""):
-            threading.Thread(target=_stop_with_parent, daemon=True).start()
+        stop_with_parent(grace=10.0)
 
 
-def _stop_with_parent() -> None:
-    """The runner holds our stdin open. When it dies, even by kill -9, the read ends, and so does this lab."""
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(10)
-    os._exit(130)
+def stop_with_parent(*, grace: float) -> None:
+    """Under LAB_PARENT_ON_STDIN=1 whoever started us holds our stdin open; when it dies, even by kill -9, a read ends.
+
+    That is taken as Ctrl-C; after `grace` seconds the process ends whatever it does.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(grace)
+        os._exit(130)
+
+    if os.environ.pop("LAB_PARENT_ON_STDIN", ""):
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _number(value: float) -> float | None:

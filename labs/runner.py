@@ -1,6 +1,7 @@
 """Run labs: one process each, a few side by side, with a time limit, and go on where an earlier run stopped.
 
     <out>/run.json               what was asked and how each lab ended: the memory between two runs
+    <out>/results.json           what `run --json` prints, of the last run
     <out>/<lab id>/              the lab's own files (see harness.py) and output.txt, what it printed
 
 A lab that ended well is not run again while its key stands: the hash of its source, the harness, the data, the flags,
@@ -32,6 +33,7 @@ from labs.harness import LabStop, _version, cpu_quota, progress_line, say, write
 from labs.page import LABS, Page
 
 SCHEMA = "lab-run/1"
+RESULTS = "results.json"
 GRACE_S = 10.0  # time to save the state after Ctrl-C; a lab that does not stop by then is killed
 
 
