@@ -111,7 +111,10 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 def entered(outer: Mapping[str, str], place: Path) -> dict[str, str]:
     """The environment variables of a session in the environment at ``place``."""
-    inner = {k: v for k, v in outer.items() if k not in ("PYTHONHOME", "PYTHONPATH", "CONDA_PREFIX")}
+    # PYTHONDONTWRITEBYTECODE would make every start compile torch anew: 12 s instead of 4. uv does not compile, since
+    # that takes longer than all the rest of an installation, and most files are never imported.
+    dropped = ("PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CONDA_PREFIX")
+    inner = {k: v for k, v in outer.items() if k not in dropped}
     inner["VIRTUAL_ENV"] = str(place)
     inner["PATH"] = os.pathsep.join([str(place / "bin"), outer.get("PATH", os.defpath)])
     inner["PYTHONNOUSERSITE"] = "1"  # a package in ~/.local must not shadow a locked one
