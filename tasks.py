@@ -147,11 +147,11 @@ def labs(
     out: str = "",
     json: bool = False,
 ) -> None:
-    """Run the labs inside the environment; prints where the report lies."""
+    """Run the labs inside the environment; ends with a table and where the report lies."""
     from labrig import environment, labs
 
     made = environment.build(ROOT, target or None, engine or None)
-    place = labs.run(
+    labs.run(
         ROOT,
         made,
         lab or (),
@@ -161,8 +161,6 @@ def labs(
         jobs=jobs,
         as_json=json,
     )
-    if not json:
-        print(place / "report.html")
 
 
 @task(

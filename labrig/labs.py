@@ -28,10 +28,12 @@ def run(
     quick: bool = False,
     jobs: int = 2,
     as_json: bool = False,
+    stdout: int | None = None,
 ) -> Path:
     """Run labs (all, if none are named) and write their results and the report; gives the results' folder.
 
-    A lab whose script, data, arguments and torch are those of its stored result is not run again.
+    The runner prints its table, or with ``as_json`` its document, to stdout or to the descriptor ``stdout``. A lab
+    whose script, data, arguments and torch are those of its stored result is not run again.
 
     Raises:
         LabError: a gate was missed or a lab failed.
@@ -42,7 +44,7 @@ def run(
     command = ["python", "-m", "labs", "run", *labs, "--out", str(out), "--device", device, "--jobs", str(jobs)]
     command += ["--quick"] * quick + ["--json"] * as_json
     with engines.load(environment.engine).session(environment) as session, _lifeline():
-        code = session.run(command, cwd=root, env={"LAB_PARENT_ON_STDIN": "1"})
+        code = session.run(command, cwd=root, env={"LAB_PARENT_ON_STDIN": "1"}, stdout=stdout)
     raise_for(code, environment, out)
     return out
 

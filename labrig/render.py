@@ -63,7 +63,8 @@ def render_readme(table: Table) -> dict[Path, str]:
         return {}
     lines = ["| target | torch | Python | needs | for |", "|---|---|---|---|---|"]
     lines += [
-        f"| `{target.name}` | {target.torch} ({target.variant}) | {target.python} | {_needs(target)} | {_cell(target.why)} |"
+        f"| `{target.name}` | {target.torch} ({target.variant}) | {target.python} "
+        f"| {_needs(target)} | {_cell(target.why)} |"
         for target in table.targets.values()
     ]
     return {file: "\n".join([head + begin, *lines, end + tail])}

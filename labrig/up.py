@@ -22,6 +22,7 @@ class Summary:
     labs: list[dict[str, Any]]
     record: Record
     report: Path
+    quick: bool
     failure: LabrigError | None
 
     def row(self) -> tuple[str, ...]:
@@ -32,7 +33,14 @@ class Summary:
         device = next((r for r in record.checks if r.id == "device"), None)
         seen = target.device if device and device.status == checks.PASSED else f"cpu ({target.device} absent)"
         torch = next((r.found for r in record.checks if r.id == "torch"), "")
-        return (target.name, self.environment.engine, torch, seen, f"{good} of {len(self.labs)} passed", tally(record))
+        return (
+            target.name,
+            self.environment.engine,
+            torch,
+            seen,
+            f"{good} of {len(self.labs)} passed{', quick' * self.quick}",
+            tally(record),
+        )
 
     def to_json(self) -> dict[str, object]:
         """The form of ``invoke up --json``."""
@@ -57,7 +65,7 @@ def up(
     """
     todo = environment.plan(root, name)
     finding = doctor.judge(todo.target, todo.host)
-    _say(f"target {todo.target.name}: {finding.verdict}. {finding.reason}")
+    _say(f"target {todo.target.name}: {finding.verdict} here ({finding.reason})")
     _say(f"engine {todo.engine}: {_why_engine(todo)}")
     _say(f"lock   {todo.lock.platform}: current, {len(todo.lock.wheels)} wheels, {todo.lock.size / 1e6:.0f} MB")
     made = environment.make(todo, overrides=overrides, offline=offline)
@@ -65,7 +73,7 @@ def up(
     failure: LabrigError | None = None
     out = labs.results_folder(root, made)
     try:
-        labs.run(root, made, out=out, quick=quick)
+        labs.run(root, made, out=out, quick=quick, stdout=sys.stderr.fileno())
     except LabrigError as error:
         failure = error
     _say("verify the environment")
@@ -74,7 +82,7 @@ def up(
         record.raise_for_failures()
     except LabrigError as error:
         failure = failure or error
-    return Summary(made, labs.read_results(out), record, out / "report.html", failure)
+    return Summary(made, labs.read_results(out), record, out / "report.html", quick, failure)
 
 
 def _why_engine(todo: environment.Plan) -> str:

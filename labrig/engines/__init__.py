@@ -36,10 +36,15 @@ class Environment:
 
 
 class Run(Protocol):
-    """Run a command inside a session."""
+    """Run a command inside a session; ``stdout`` is a file descriptor of this process, its own stdout without it."""
 
     def __call__(
-        self, argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdout: int | None = None,
     ) -> int: ...
 
 

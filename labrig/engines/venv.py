@@ -83,10 +83,17 @@ def session(environment: Environment) -> Iterator[Session]:
     place = Path(environment.reference)
     inner = entered(os.environ, place)
 
-    def run(argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> int:
+    def run(
+        argv: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdout: int | None = None,
+    ) -> int:
         program = shutil.which(argv[0], path=inner["PATH"]) or argv[0]
         try:
-            with subprocess.Popen([program, *argv[1:]], cwd=cwd, env={**inner, **(env or {})}) as process:
+            variables = {**inner, **(env or {})}
+            with subprocess.Popen([program, *argv[1:]], cwd=cwd, env=variables, stdout=stdout) as process:
                 return _wait(process)
         except FileNotFoundError:
             raise BuildError(
