@@ -18,8 +18,8 @@ LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
 
 
 def tasks() -> dict[str, object]:
-    from invoke.loader import FilesystemLoader
     from invoke.collection import Collection
+    from invoke.loader import FilesystemLoader
 
     module, _ = FilesystemLoader(start=str(ROOT)).load("tasks")
     return dict(Collection.from_module(module).tasks)
