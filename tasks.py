@@ -11,7 +11,7 @@ from labrig import cli
 
 ROOT = Path(__file__).resolve().parent
 IMAGES = ROOT / "images"
-cli.make_usage_errors_exit_2()
+cli.adapt_invoke()
 
 TARGET = "a target of images/targets.toml; without it the one that fits this host"
 AS_JSON = "print a JSON document"

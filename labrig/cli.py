@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from invoke.exceptions import Exit
 from invoke.parser.argument import Argument
 from invoke.parser.parser import ParseMachine
+from invoke.program import Program
 
 from labrig.errors import BuildError, Interrupted, LabrigError, UsageError
 
@@ -46,8 +47,7 @@ def door(function: F) -> F:
         except LabrigError as error:
             _end(error)
         except BrokenPipeError:
-            # The reader (head, less) has gone; that is its right. Python would complain once more while it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_stdout()
             raise Exit(code=128 + signal.SIGPIPE) from None
         except OSError as error:
             if error.errno not in _DISK:
@@ -69,13 +69,18 @@ def _end(error: LabrigError) -> NoReturn:
     raise Exit(code=error.code)
 
 
-def make_usage_errors_exit_2() -> None:
-    """Invoke ends with 1 on a wrong flag or task name; labrig's table says 2, for every door alike.
+def _drop_stdout() -> None:
+    """The reader (head, less) has gone; that is its right. Python would complain once more while it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    Invoke offers no setting for it; its Exit carries a code, so the parser raises that. A value of the wrong type
-    (``--jobs=many``) is a bare ValueError there.
+
+def adapt_invoke() -> None:
+    """Make Invoke's own endings labrig's: 2 on a wrong flag or task name, no traceback when ``--list`` has no reader.
+
+    Invoke ends with 1 on those and offers no setting for it; its Exit carries a code, so the parser raises that. A
+    value of the wrong type (``--jobs=many``) is a bare ValueError there.
     """
-    set_value = Argument.set_value
+    set_value, list_tasks = Argument.set_value, Program.list_tasks
 
     def error(self: ParseMachine, msg: str) -> NoReturn:
         raise Exit(f"labrig: {msg}\n  fix:   invoke --list, or invoke --help TASK", UsageError.code)
@@ -90,6 +95,15 @@ def make_usage_errors_exit_2() -> None:
                 )
             )
 
+    def list_tasks_to_a_reader(self: Program) -> None:
+        try:
+            list_tasks(self)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_stdout()
+            raise Exit(code=128 + signal.SIGPIPE) from None
+
+    Program.list_tasks = list_tasks_to_a_reader  # type: ignore[method-assign]
     ParseMachine.error = error  # type: ignore[method-assign]
     Argument.set_value = set_typed_value  # type: ignore[method-assign]
 
@@ -110,4 +124,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    print(captured.get(), end="")  # by us, because rich ends the process with 1 when the reader has gone
