@@ -48,10 +48,11 @@ def serve(*wheels: Mapping[str, bytes]) -> IndexServer:
     return IndexServer({name: content for one in wheels for name, content in one.items()}, Manners(ranges=False))
 
 
-def folder(place: Path, *wheels: Mapping[str, bytes]) -> str:
+def folder(place: Path, *wheels: Mapping[str, bytes]) -> Sources:
+    """A folder of wheels and nothing else, which spares the requests."""
     for one in wheels:
         samples.write(one, place)
-    return str(place)
+    return Sources(default=None, find_links=(str(place),), named={INDEX: None})
 
 
 def versions(solved: Lock) -> dict[str, str]:
@@ -301,7 +302,7 @@ def test_the_lock_is_the_same_from_an_index_and_from_a_folder(tmp_path: Path) ->
     assert by_name.inputs == lock.inputs_digest(samples.target(), LINUX)
 
     strange = folder(tmp_path / "my wheels #1 %41", ALPHA1, ALPHA2, BETA, TORCH_CPU)
-    from_folder = lock.solve(samples.target(), LINUX, Sources(default=None, find_links=(strange,), named={INDEX: None}))
+    from_folder = lock.solve(samples.target(), LINUX, strange)
     assert lock.serialize(from_folder) == lock.serialize(by_name)
 
 
@@ -330,54 +331,48 @@ def test_another_local_build_is_never_taken(monkeypatch: pytest.MonkeyPatch, tmp
     """==X.Y.Z alone would accept X.Y.Z+cpu from a folder of wheels, and even prefer it."""
     target = samples.target(**PLAIN, companions=["torchvision"])
     version = target.companions[0].partition("==")[2]
-    local = [samples.torch_wheel(f"{TORCH}+{build}"), samples.wheel("torchvision", f"{version}+{build}")]
-    links = folder(tmp_path / "wheels", *local)
-    with serve(ALPHA1, BETA, TORCH_PLAIN, samples.wheel("torchvision", version)) as index:
-        solved = lock.solve(target, LINUX, Sources(default=index.url, find_links=(links,)))
-        assert versions(solved)["torch"] == TORCH
-        assert versions(solved)["torchvision"] == version
-    with serve(ALPHA1, BETA) as index:
-        with pytest.raises(LockError) as caught:
-            lock.solve(target, LINUX, Sources(default=index.url, find_links=(links,)))
-        assert "no lock for" in caught.value.what
-        # Without the exclusion uv takes it, and only the check of the result finds it out.
-        monkeypatch.setattr(lock, "_without_local_builds", lambda _, pin: pin)
-        with pytest.raises(LockError) as caught:
-            lock.solve(
-                dataclasses.replace(target, variant="cu999"), LINUX, Sources(default=index.url, find_links=(links,))
-            )
-        assert f"torch {TORCH}+{build}" in caught.value.found
+    others = samples.torch_wheel(f"{TORCH}+{build}") | samples.wheel("torchvision", f"{version}+{build}")
+    plain = folder(tmp_path / "both", others, ALPHA1, BETA, TORCH_PLAIN, samples.wheel("torchvision", version))
+    solved = lock.solve(target, LINUX, plain)
+    assert versions(solved)["torch"] == TORCH
+    assert versions(solved)["torchvision"] == version
+
+    only = folder(tmp_path / "only", others, ALPHA1, BETA)
+    with pytest.raises(LockError) as caught:
+        lock.solve(target, LINUX, only)
+    assert "no lock for" in caught.value.what
+    # Without the exclusion uv takes it, and only the check of the result finds it out.
+    monkeypatch.setattr(lock, "_without_local_builds", lambda _, pin: pin)
+    with pytest.raises(LockError) as caught:
+        lock.solve(dataclasses.replace(target, variant="cu999"), LINUX, only)
+    assert f"torch {TORCH}+{build}" in caught.value.found
 
 
 def test_a_build_that_nobody_knows_is_refused(tmp_path: Path) -> None:
-    links = folder(tmp_path / "wheels", samples.torch_wheel(f"{TORCH}+mine"))
-    with serve(ALPHA1, BETA) as index, pytest.raises(LockError) as caught:
-        lock.solve(samples.target(**PLAIN), LINUX, Sources(default=index.url, find_links=(links,)))
+    mine = folder(tmp_path, samples.torch_wheel(f"{TORCH}+mine"), ALPHA1, BETA)
+    with pytest.raises(LockError) as caught:
+        lock.solve(samples.target(**PLAIN), LINUX, mine)
     assert f"torch {TORCH}+mine" in caught.value.found
     assert f"the row allows {TORCH}" in caught.value.found
 
 
-def test_old_versions_are_kept_and_newest_taken_on_upgrade() -> None:
-    with serve(ALPHA1, BETA) as rest, serve(TORCH_CPU) as own:
-        sources = Sources(default=rest.url, named={INDEX: own.url})
-        old = lock.solve(samples.target(), LINUX, sources)
-        rest.files.update(ALPHA2 | samples.wheel("beta", "1.9"))
-        assert lock.solve(samples.target(), LINUX, sources, old=old) == old
-        assert versions(lock.solve(samples.target(), LINUX, sources)) == {
-            "alpha": "2.0",
-            "beta": "1.9",
-            "torch": f"{TORCH}+cpu",
-        }
-        # What cannot stay goes; the rest stays.
-        moved = lock.solve(samples.target(packages=["alpha>=2"]), LINUX, sources, old=old)
-        assert versions(moved) == {"alpha": "2.0", "beta": "1.5", "torch": f"{TORCH}+cpu"}
-        # A package no longer asked for goes too.
-        assert "alpha" not in versions(lock.solve(samples.target(packages=["beta"]), LINUX, sources, old=old))
+def test_old_versions_are_kept_and_newest_taken_on_upgrade(tmp_path: Path) -> None:
+    sources = folder(tmp_path, ALPHA1, BETA, TORCH_CPU)
+    target, more = samples.target(), samples.target(packages=["alpha>=2"])
+    old = lock.solve(target, LINUX, sources)
+    folder(tmp_path, ALPHA2, samples.wheel("beta", "1.9"))
+    assert lock.solve(target, LINUX, sources, old=old) == old
+    newest = {"alpha": "2.0", "beta": "1.9", "torch": f"{TORCH}+cpu"}
+    assert versions(lock.solve(target, LINUX, sources)) == newest
+    # What cannot stay goes; the rest stays.
+    assert versions(lock.solve(more, LINUX, sources, old=old)) == {**newest, "beta": "1.5"}
+    # A package no longer asked for goes too.
+    assert "alpha" not in versions(lock.solve(samples.target(packages=["beta"]), LINUX, sources, old=old))
 
 
-def test_a_row_without_solution_gives_the_resolvers_reason() -> None:
-    with serve(ALPHA1, ALPHA2, BETA) as rest, serve(TORCH_CPU) as own, pytest.raises(LockError) as caught:
-        lock.solve(samples.target(packages=["alpha>=3"]), LINUX, Sources(default=rest.url, named={INDEX: own.url}))
+def test_a_row_without_solution_gives_the_resolvers_reason(tmp_path: Path) -> None:
+    with pytest.raises(LockError) as caught:
+        lock.solve(samples.target(packages=["alpha>=3"]), LINUX, folder(tmp_path, ALPHA1, ALPHA2, BETA, TORCH_CPU))
     assert caught.value.code == 4
     assert "alpha>=3" in caught.value.found
     assert "[targets.here]" in caught.value.fix
@@ -388,9 +383,9 @@ def test_a_row_without_solution_gives_the_resolvers_reason() -> None:
     [samples.sdist("alpha", "1.0"), samples.wheel("alpha", "1.0", "cp311-cp311-win_amd64")],
     ids=["sdist", "another platform's wheel"],
 )
-def test_a_package_without_a_wheel_for_the_platform_is_refused(files: dict[str, bytes]) -> None:
-    with serve(files, BETA, TORCH_PLAIN) as index, pytest.raises(LockError) as caught:
-        lock.solve(samples.target(**PLAIN), LINUX, Sources(default=index.url))
+def test_a_package_without_a_wheel_for_the_platform_is_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
+    with pytest.raises(LockError) as caught:
+        lock.solve(samples.target(**PLAIN), LINUX, folder(tmp_path, files, BETA, TORCH_PLAIN))
     assert "alpha" in caught.value.found
 
 
@@ -426,13 +421,14 @@ def test_an_address_with_odd_characters_cannot_break_out(monkeypatch: pytest.Mon
 # --- for other platforms ----------------------------------------------------------------------------------------------
 
 
-def test_a_mac_is_locked_from_anywhere() -> None:
+def test_a_mac_is_locked_from_anywhere(tmp_path: Path) -> None:
     target = samples.target(
         variant="mps", index=None, platforms=["macos_arm64"], python=samples.SHIPPED.targets["mps"].python
     )
     assert target.macos
     floor, above = target.macos.split(".")[0], int(target.macos.split(".")[0]) + 1
-    index = serve(
+    sources = folder(
+        tmp_path,
         samples.wheel("alpha", "1.0", f"py3-none-macosx_{floor}_0_arm64"),
         samples.wheel("alpha", "2.0", f"py3-none-macosx_{above}_0_arm64"),  # its Macs may be older
         samples.wheel("alpha", "3.0", "py3-none-manylinux_2_28_x86_64"),
@@ -440,24 +436,23 @@ def test_a_mac_is_locked_from_anywhere() -> None:
         BETA,
         samples.torch_wheel(TORCH, target.python, f"macosx_{floor}_0_arm64"),
     )
-    with index:
-        solved = lock.solve(target, "macos_arm64", Sources(default=index.url))
+    solved = lock.solve(target, "macos_arm64", sources)
     assert versions(solved) == {"alpha": "1.0", "beta": "1.5", "torch": TORCH}
 
 
-def test_linux_wheels_stay_below_the_lowest_glibc() -> None:
+def test_linux_wheels_stay_below_the_lowest_glibc(tmp_path: Path) -> None:
     target = samples.target(**PLAIN, platforms=[LINUX])
     assert target.glibc
     minor = int(target.glibc.split(".")[1])
-    index = serve(
+    sources = folder(
+        tmp_path,
         samples.wheel("alpha", "1.0", f"py3-none-manylinux_2_{minor}_x86_64"),
         samples.wheel("alpha", "2.0", f"py3-none-manylinux_2_{minor + 1}_x86_64"),
         samples.wheel("alpha", "3.0", f"py3-none-manylinux_2_{minor}_aarch64"),
         BETA,
         TORCH_PLAIN,
     )
-    with index:
-        assert versions(lock.solve(target, LINUX, Sources(default=index.url)))["alpha"] == "1.0"
+    assert versions(lock.solve(target, LINUX, sources))["alpha"] == "1.0"
 
 
 # --- the committed locks ----------------------------------------------------------------------------------------------
