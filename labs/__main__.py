@@ -95,7 +95,6 @@ def run_labs(args: argparse.Namespace) -> int:
     )  # fmt: skip
     runner.warn_about_load(settings)
     harness.stop_with_parent(grace=3 * runner.GRACE_S)
-    (args.out / runner.RESULTS).unlink(missing_ok=True)
     results = runner.run(pages, settings)
     harness.write_atomically(args.out / runner.RESULTS, json.dumps(results, indent=1) + "\n")
     page = report.write([args.out], args.out / "report.html")

@@ -71,6 +71,7 @@ def run(pages: list[Page], settings: Settings) -> list[dict[str, Any]]:
     Raises LabStop: 2 when `out` cannot be written or is in use, 3 when the named device is absent.
     """
     with _locked(settings.out):
+        (settings.out / RESULTS).unlink(missing_ok=True)
         device = resolve_device(settings.device)
         memory = read_run(settings.out)
         keys = {page.id: key(page, settings, device) for page in pages}
