@@ -14,7 +14,8 @@ up: setup ## do the main job for this host: lock check, fetch, build, labs, veri
 	@$(BIN)/invoke up
 
 test: setup check ## pass all tests (container tests where a Docker engine answers)
-	@made=$$($(BIN)/invoke build) && LABRIG_LABS_PYTHON=$$made/bin/python $(BIN)/python -m pytest -q
+	@$(BIN)/invoke build
+	@$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
 
 check: setup ## static checks: types, lint, rendered files current
 	@$(BIN)/mypy

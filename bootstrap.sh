@@ -27,8 +27,10 @@ if [ -z "$python" ]; then
 fi
 
 echo "making .venv with $("$python" --version) ($(command -v "$python")): $(grep -c == requirements.txt) pinned packages" >&2
-# A half-made one, left by an interrupted set-up, is made anew: it has no stamp.
-"$python" -m venv --clear .venv
+# One that works is brought up to date in place (someone may be using it); one left by an interrupted set-up or by a
+# Python that is gone is made anew.
+rm -f "$stamp"
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 # pip's own settings (index, find-links, certificate, proxy) hold; uv comes along as one of the pinned packages.
 .venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements.txt || {
     echo "labrig: the toolkit could not be installed (above); look at the network or pip config list, then run it again" >&2

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
+# The environments under test are ours: what Python compiles there once need not be compiled at each of many starts.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 REQUIRED = "docker" in os.environ.get("LABRIG_REQUIRE", "").split(",")
 NOT_RUN = pytest.StashKey[int]()
 
@@ -37,6 +40,18 @@ def docker_engine() -> None:
     """For container tests: under LABRIG_REQUIRE=docker a missing engine fails them."""
     if reason := docker_error():
         pytest.fail(f"LABRIG_REQUIRE=docker, and there is no Docker engine: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist hands its count on: only the controller prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["not_run"] = session.config.stash.get(NOT_RUN, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every worker collects everything, so each has the whole count."""
+    node.config.stash[NOT_RUN] = getattr(node, "workeroutput", {}).get("not_run", 0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from records import LABS, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-LABS = ROOT / "labs"
+from labrig import environment
+
 sys.path.insert(0, str(ROOT))  # for the parts of labs that need only the standard library
 
 
 @pytest.fixture(scope="session")
 def labs_python() -> str:
-    """The Python of a built environment, named by LABRIG_LABS_PYTHON."""
-    python = os.environ.get("LABRIG_LABS_PYTHON", "")
-    if not python:
-        pytest.fail("LABRIG_LABS_PYTHON is not set: name the Python of an environment with torch, "
-                    "for instance $(invoke build)/bin/python", pytrace=False)  # fmt: skip
-    if not Path(python).exists():
-        pytest.fail(f"LABRIG_LABS_PYTHON={python} does not exist", pytrace=False)
-    return python
+    """The Python of the environment that fits this host, built if need be; LABRIG_LABS_PYTHON names another."""
+    return os.environ.get("LABRIG_LABS_PYTHON") or f"{environment.build(ROOT).reference}/bin/python"
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +68,3 @@ def checkout(tmp_path: Path) -> Callable[..., Path]:
         return folder.parent
 
     return make
-
-
-def record(folder: Path) -> dict[str, Any]:
-    """metrics.json of one lab."""
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

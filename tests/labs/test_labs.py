@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import LABS, ROOT, record
+from records import LABS, ROOT, record
 
 from labs import check, page
 
@@ -49,7 +49,7 @@ def test_a_quick_run_keeps_the_contract(lab: str, quick: tuple) -> None:
     assert found["status"] == "passed"
     assert found["args"] == {"device": "cpu", "seed": 0, "quick": True, "full": False, "threads": 1}
     assert found["env"]["torch"] and found["env"]["cpu_quota"] > 0
-    assert found["time"]["wall_s"] - found["time"]["import_s"] < 30  # 5 s on a quiet machine
+    assert found["time"]["cpu_s"] < 30  # 5 s and the imports; processor time, since the wall is the neighbours' too
     assert found["data"] and all(len(entry["sha256"]) == 64 and entry["rows"] > 0 for entry in found["data"])
     assert found["baselines"], "an honest comparison needs a baseline"
     assert found["honest"]

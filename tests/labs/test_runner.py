@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import record
+from records import record
 
 HOLDS = 'lab.metric("m", 1.0)\nlab.gate("g", "one is one", metric="m", op="==", limit=1, exact=True)\nlab.finish()'
 # A lab that trains slowly and notes each start, so that a test can see whether it went on or began again.
@@ -141,7 +141,7 @@ def test_a_lab_that_hangs_is_killed_with_all_its_processes(checkout, python, tmp
 
 def test_a_broken_copy_of_a_real_lab_misses_its_gate(checkout, python, tmp_path: Path) -> None:
     """The gate is real: an engine that forgets that a value used twice collects two shares fails by name."""
-    from conftest import LABS
+    from records import LABS
 
     tree = checkout()
     source = (LABS / "02_autograd.py").read_text(encoding="utf-8")
