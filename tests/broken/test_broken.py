@@ -17,7 +17,7 @@ from labrig.checks import FAILED, PASSED, SKIPPED, Expectation
 from labrig.engines import Environment, venv
 
 if TYPE_CHECKING:
-    from conftest import Copy
+    from copies import Copy, copy_of
 
 ROOT = Path(__file__).parents[2]
 NEEDS_TORCH = {"torch", "cuda", "archs", "device", "libraries", "dataloader"}
@@ -180,7 +180,6 @@ def test_what_needs_no_torch_is_still_read_where_torch_kills_its_process(facts: 
 
 def test_the_command_says_it_with_exit_6_and_its_fix_removes_the_damage(made: Environment, tmp_path: Path) -> None:
     """`invoke verify` from end to end, on a copy that stands where the lock's environment would."""
-    from conftest import copy_of
 
     cache = tmp_path / "cache"
     copy = copy_of(made, cache / "envs" / made.target.name / venv.folder(made.lock).name)
