@@ -8,16 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from copies import Copy, copy_of
 
 from labrig import checks, lock, spec
 from labrig.checks import FAILED, PASSED, SKIPPED, Expectation
 from labrig.engines import Environment, venv
-
-if TYPE_CHECKING:
-    from copies import Copy, copy_of
 
 ROOT = Path(__file__).parents[2]
 NEEDS_TORCH = {"torch", "cuda", "archs", "device", "libraries", "dataloader"}
