@@ -101,19 +101,20 @@ def bench_environment(runs: int) -> list[Timing]:
             shutil.rmtree(made)
             run(INVOKE, "build", "--target", todo.target.name, "--offline", LABRIG_CACHE=str(scratch))
 
-        def pip() -> None:
+        def pip(*flags: str) -> None:
             place = Path(folder, "pip")
             shutil.rmtree(place, ignore_errors=True)
             run(python, "-m", "venv", place)
             run(
                 place / "bin" / "pip", "install", "--no-deps", "--no-index", "--find-links", links,
-                "--require-hashes", "--only-binary", ":all:", "-r", requirements,
+                "--require-hashes", "--only-binary", ":all:", "-r", requirements, *flags,
             )  # fmt: skip
 
         return measure(
             {
                 "labrig build, wheels at hand, unpacked once before": _after(labrig_unpacking, labrig_unpacked),
                 "labrig build, wheels at hand, never unpacked": labrig_unpacking,
+                "python -m venv + pip install --no-compile, the same wheels": lambda: pip("--no-compile"),
                 "python -m venv + pip install, the same wheels": pip,
             },
             runs,
