@@ -67,7 +67,9 @@ class Record:
             raise VerifyError(
                 f"{len(failed)} of {len(self.checks)} checks failed for target {self.target} ({self.engine})",
                 found="; ".join(f"{r.id}: expected {r.expected}, found {r.found} ({r.reason})" for r in failed),
-                fix=f"invoke clean --target={self.target}, then invoke build --target={self.target}",
+                fix="invoke doctor says what this host can run"
+                if {result.id for result in failed} == {"device"}
+                else f"invoke clean --target={self.target}, then invoke build --target={self.target}",
             )
 
 

@@ -60,7 +60,7 @@ def build(target: Target, lock: Lock, fetch: Fetch, *, offline: bool = False) ->
         python = interpreters.find(target.python, offline=offline)
         store = fetch()
         if place.exists():
-            print(f"removing what an interrupted build left in {place}", file=sys.stderr)
+            print(f"removing {place}: a build was interrupted there, or its interpreter is gone", file=sys.stderr)
             shutil.rmtree(place)
         try:
             _install(python, lock, store, place, guard)
@@ -134,8 +134,8 @@ def folder(lock: Lock) -> Path:
 
 
 def is_made(place: Path) -> bool:
-    """True if a build came to its end there."""
-    return (place / MARK).is_file()
+    """True if a build came to its end there, and the interpreter that it links to has not gone since."""
+    return (place / MARK).is_file() and (place / "bin" / "python").exists()
 
 
 @contextlib.contextmanager

@@ -239,7 +239,7 @@ def test_after_kill_9_in_the_middle_the_next_run_removes_the_rest_and_finishes(
     assert not venv.is_made(place)
     (place / "left-over").touch()
     made = tiny.build(slow)
-    assert "removing what an interrupted build left" in capfd.readouterr().err
+    assert "a build was interrupted there" in capfd.readouterr().err
     assert not (place / "left-over").exists()
     assert run_in(made, "import slow.m2999, one, two; print('all')") == "all"
 
@@ -404,3 +404,14 @@ def test_ctrl_c_lets_the_command_in_a_session_save_what_it_has(wheels: Path, tmp
     assert process.returncode == -signal.SIGINT
     assert (tmp_path / "saved").exists()
     assert made.reference
+
+
+def test_an_environment_whose_interpreter_is_gone_is_not_made(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    (place / "bin").mkdir(parents=True)
+    (place / venv.MARK).write_text("{}")
+    (place / "bin" / "python").symlink_to(sys.executable)
+    assert venv.is_made(place)
+    (place / "bin" / "python").unlink()
+    (place / "bin" / "python").symlink_to(tmp_path / "gone")
+    assert not venv.is_made(place)
