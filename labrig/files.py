@@ -1,10 +1,15 @@
-"""Writing files so that a killed command leaves the old content or the new, never a half."""
+"""Files: writing them so that a killed command leaves the old content or the new, never a half; hashing them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
+
+CHUNK = 1 << 20  # bytes read at once
 
 
 def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
@@ -25,3 +30,12 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def digest(file: BinaryIO, check: Callable[[], None]) -> str:
+    """SHA-256 of an open file's content; ``check`` is called between chunks and may raise to end it."""
+    sha256 = hashlib.sha256()
+    while chunk := file.read(CHUNK):
+        check()
+        sha256.update(chunk)
+    return sha256.hexdigest()

@@ -165,6 +165,12 @@ def redact(text: str) -> str:
     return re.sub(r"(://[^\s'\"?#]*)\?[^\s'\"#]*", r"\1?***", text)
 
 
+def reason(error: Exception) -> str:
+    """An error of the network in a few words: its kind and its text, redacted."""
+    text = redact(str(error))
+    return f"{type(error).__name__}{': ' if text else ''}{text}"
+
+
 def default_index() -> str:
     """The index that is used when nobody names one: unearth's, which is pip's."""
     from unearth import PackageFinder

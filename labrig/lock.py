@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,13 +165,15 @@ def solve(target: Target, platform: str, sources: Sources, *, old: Lock | None =
     Raises:
         LockError: no solution (with the resolver's reason), or the resolver took a build that the row does not name.
     """
-    with tempfile.TemporaryDirectory(prefix="labrig-lock-") as folder:
+    from labrig.download import size_asker  # it needs Wheel
+
+    with tempfile.TemporaryDirectory(prefix="labrig-lock-") as folder, size_asker(sources) as ask_size:
         project, out = Path(folder, "pyproject.toml"), Path(folder, "pylock.toml")
         project.write_text(inputs(target, platform) + _index_tables(target, sources), encoding="utf-8")
         if old is None or not _keep_all(target, platform, project, out, sources, old):
             _run_uv(target, platform, project, out, sources)
         packages = tomllib.loads(out.read_text(encoding="utf-8")).get("packages", [])
-        wheels = tuple(sorted((_wheel(target, package, sources) for package in packages), key=lambda w: w.name))
+        wheels = tuple(sorted((_wheel(target, package, ask_size) for package in packages), key=lambda w: w.name))
     lock = Lock(target.name, platform, target.python, inputs_digest(target, platform), wheels)
     _check_builds(target, lock)
     return lock
@@ -330,7 +332,7 @@ def _uv_platform(target: Target, platform: str) -> str:
     return f"{platform.removeprefix('linux_')}-manylinux_{glibc.replace('.', '_')}"
 
 
-def _wheel(target: Target, package: Mapping[str, Any], sources: Sources) -> Wheel:
+def _wheel(target: Target, package: Mapping[str, Any], ask_size: Callable[[str], int]) -> Wheel:
     files = package.get("wheels", [])
     if not files:
         raise LockError(
@@ -348,17 +350,15 @@ def _wheel(target: Target, package: Mapping[str, Any], sources: Sources) -> Whee
             found=f"digests: {', '.join(entry.get('hashes', {})) or 'none'}",
             fix="use an index that states SHA-256",
         )
-    return Wheel(name, str(version), file, sha256, int(entry.get("size") or _size(place, sources)))
+    return Wheel(name, str(version), file, sha256, int(entry.get("size") or _size(place, ask_size)))
 
 
-def _size(place: str, sources: Sources) -> int:
+def _size(place: str, ask_size: Callable[[str], int]) -> int:
     """Bytes of a wheel whose index does not tell: of the file, or of the answer to a HEAD request."""
     parts = urlsplit(place)
     if parts.scheme in ("", "file"):
         return Path(unquote(parts.path)).stat().st_size
-    from labrig.wheelhouse import ask_size
-
-    return ask_size(place, sources)
+    return ask_size(place)
 
 
 def _check_builds(target: Target, lock: Lock) -> None:

@@ -1,21 +1,29 @@
-"""Wheels of a kilobyte that are valid in every respect, and targets made of them."""
+"""Wheels of a kilobyte that are valid in every respect; and targets, locks and real environments made of them.
+
+python samples.py WHEELS_FOLDER    build all wheels of that folder with the venv engine, as `invoke build` would
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import io
+import os
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from labrig import spec
+from labrig import cli, home, spec, wheelhouse
+from labrig.engines import Environment, venv
+from labrig.indexes import Sources
+from labrig.lock import Lock, Wheel
 from labrig.spec import Target
 
-SHIPPED = spec.read(Path(__file__).parents[2] / "images" / spec.TABLE)
+ROOT = Path(__file__).parents[2]
+SHIPPED = spec.read(ROOT / "images" / spec.TABLE)
 TORCH = SHIPPED.targets["cuda"].torch
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 INDEX = "tiny"
@@ -28,26 +36,30 @@ def wheel(
     *,
     requires: Iterable[str] = (),
     code: str = "",
+    files: Mapping[str, bytes] | None = None,
 ) -> dict[str, bytes]:
-    """File name -> content of one wheel: a package of that name with ``code`` in its __init__."""
-    stem = f"{name.replace('-', '_')}-{version}"
+    """File name -> content of one wheel: a package of that name with ``code`` in its __init__, or else ``files``."""
+    package = name.replace("-", "_")
+    stem = f"{package}-{version}"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     contents = {
-        f"{name.replace('-', '_')}/__init__.py": f"__version__ = {version!r}\n{code}",
-        f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        + "".join(f"Requires-Dist: {one}\n" for one in requires),
-        f"{stem}.dist-info/WHEEL": f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n",
+        **(files or {f"{package}/__init__.py": f"__version__ = {version!r}\n{code}".encode()}),
+        f"{stem}.dist-info/METADATA": (metadata + "".join(f"Requires-Dist: {one}\n" for one in requires)).encode(),
+        f"{stem}.dist-info/WHEEL": (
+            f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n".encode()
+        ),
     }
     record = f"{stem}.dist-info/RECORD"
-    lines = [
-        f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},"
-        f"{len(text.encode())}\n"
-        for path, text in contents.items()
-    ]
+    lines = "".join(f"{path},sha256={_recorded(data)},{len(data)}\n" for path, data in contents.items())
     body = io.BytesIO()
     with zipfile.ZipFile(body, "w") as archive:
-        for path, text in {**contents, record: "".join(lines) + f"{record},,\n"}.items():
-            archive.writestr(zipfile.ZipInfo(path), text)
+        for path, data in {**contents, record: f"{lines}{record},,\n".encode()}.items():
+            archive.writestr(zipfile.ZipInfo(path), data, zipfile.ZIP_DEFLATED)
     return {f"{stem}-{tag}.whl": body.getvalue()}
+
+
+def _recorded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
 
 
 def sdist(name: str, version: str) -> dict[str, bytes]:
@@ -92,3 +104,54 @@ def write(files: Mapping[str, bytes], folder: Path) -> Path:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
+
+
+def make_wheel(folder: Path, name: str, version: str = "1.0", files: Mapping[str, bytes] | None = None) -> Wheel:
+    """Write a wheel of ``files`` (a module of its name that says its ``version``) and give its entry in a lock."""
+    files = files or {f"{name}.py": f"version = {version!r}\n".encode()}
+    made = wheel(name, version, files=files)
+    write(made, folder)
+    return read_wheel(folder / next(iter(made)))
+
+
+def read_wheel(path: Path) -> Wheel:
+    """The lock's entry for a wheel on disk."""
+    data = path.read_bytes()
+    name, version, *_ = path.name.split("-")
+    return Wheel(name, version, path.name, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def lock_of(folder: Path) -> Lock:
+    """The lock of the target ``tiny`` that names every wheel of a folder."""
+    return Lock("tiny", "linux_x86_64", PYTHON, "0" * 64, tuple(map(read_wheel, sorted(folder.glob("*.whl")))))
+
+
+def fetching(lock: Lock, folder: Path) -> Callable[[], Path]:
+    """What an engine calls when it needs wheels: the real wheelhouse over a folder of wheels."""
+
+    def fetch() -> Path:
+        wheelhouse.fetch(lock.wheels, Sources(default=None, find_links=(str(folder),)), pinned={}, store=home.wheels())
+        return home.wheels()
+
+    return fetch
+
+
+def build(folder: Path) -> Environment:
+    """Build the environment of all wheels in a folder with the venv engine."""
+    lock = lock_of(folder)
+    return venv.build(target("tiny"), lock, fetching(lock, folder), offline=True)
+
+
+@cli.door
+def main() -> None:
+    print(build(Path(sys.argv[1])).reference)
+
+
+if __name__ == "__main__":
+    from invoke.exceptions import Exit
+
+    try:
+        main()
+    except Exit as error:
+        sys.stdout.flush()
+        os._exit(error.code)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import tiny
+import samples
 
 from labrig import engines, environment, home, labs, lock, spec, wheelhouse
 from labrig.errors import BuildError, FetchError, HostError, LabError, LabrigError, LockError, SpecError, UsageError
@@ -112,11 +112,11 @@ def test_missing_stale_and_damaged_locks_are_told_apart_before_anything_is_fetch
 def plan(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> environment.Plan:
     """A plan for tiny wheels, which lie in the folder that PIP_FIND_LINKS names."""
     folder = tmp_path / "wheels"
-    tiny.make_wheel(folder, "one")
+    samples.make_wheel(folder, "one")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     table = spec.read(root / "images" / spec.TABLE)
-    return environment.Plan(table, tiny.target(), "venv", tiny.lock_of(folder), LINUX)
+    return environment.Plan(table, samples.target("tiny"), "venv", samples.lock_of(folder), LINUX)
 
 
 def test_wheels_are_fetched_once_and_then_the_environment_is_only_found(
@@ -158,10 +158,10 @@ def test_wheels_that_cannot_be_had_are_exit_4_and_leave_no_environment(
 def made(tmp_path_factory: pytest.TempPathFactory) -> engines.Environment:
     """An environment without torch; the labs here are stand-ins."""
     folder = tmp_path_factory.mktemp("made")
-    tiny.make_wheel(folder / "wheels", "one")
+    samples.make_wheel(folder / "wheels", "one")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABRIG_CACHE", str(folder / "cache"))
-        return tiny.build(folder / "wheels")
+        return samples.build(folder / "wheels")
 
 
 @pytest.mark.parametrize(
@@ -259,9 +259,9 @@ def test_a_wrong_word_is_its_exit_code_and_a_fix_and_no_traceback(arguments: str
 def test_with_no_index_and_no_folder_a_build_stops_within_seconds_with_the_fix(tmp_path: Path) -> None:
     """The index is down: nothing listens there. No other build of torch is ever taken instead."""
     table = spec.read(ROOT / "images" / spec.TABLE)
-    target = next((t for t in table.targets.values() if t.index and t.python == tiny.MINOR), None)
+    target = next((t for t in table.targets.values() if t.index and t.python == samples.PYTHON), None)
     if target is None or target.index is None:
-        pytest.skip(f"no target from a named index is for Python {tiny.MINOR}")
+        pytest.skip(f"no target from a named index is for Python {samples.PYTHON}")
     variable = f"LABRIG_INDEX_{target.index.upper().replace('-', '_')}"
     down = "http://127.0.0.1:9/simple"
     started = time.monotonic()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny
+import samples
 
 from labrig import home, wheelhouse
 from labrig.engines import Environment, load, venv
@@ -34,8 +34,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def wheels(tmp_path: Path) -> Path:
     """A folder with two wheels."""
     folder = tmp_path / "wheels"
-    tiny.make_wheel(folder, "one")
-    tiny.make_wheel(folder, "two", "2.0")
+    samples.make_wheel(folder, "one")
+    samples.make_wheel(folder, "two", "2.0")
     return folder
 
 
@@ -56,9 +56,9 @@ def refuse() -> Path:
 def driver(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A process of its own group that builds from ``folder``."""
     with subprocess.Popen(
-        [sys.executable, tiny.__file__, str(folder)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tiny.ROOT,
-        env={**os.environ, "PYTHONPATH": str(tiny.ROOT)},
+        [sys.executable, samples.__file__, str(folder)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=samples.ROOT,
+        env={**os.environ, "PYTHONPATH": str(samples.ROOT)},
     ) as process:  # fmt: skip
         try:
             yield process
@@ -79,7 +79,7 @@ def wait_for(condition: object, process: subprocess.Popen[str], seconds: float =
 
 
 def test_a_build_makes_an_environment_of_exactly_the_lock(wheels: Path, cache: Path) -> None:
-    made = tiny.build(wheels)
+    made = samples.build(wheels)
     place = Path(made.reference)
     assert place.is_relative_to(cache)
     code = "import json, importlib.metadata as m, one, two, sys\n"
@@ -90,12 +90,12 @@ def test_a_build_makes_an_environment_of_exactly_the_lock(wheels: Path, cache: P
 
 
 def test_files_are_hard_links_and_not_copies(wheels: Path) -> None:
-    made = tiny.build(wheels)
+    made = samples.build(wheels)
     assert next(Path(made.reference).glob("lib/*/site-packages/one.py")).stat().st_nlink > 1
 
 
 def test_a_second_build_does_nothing(wheels: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    made = tiny.build(wheels)
+    made = samples.build(wheels)
     before = {file: file.lstat().st_mtime_ns for file in home.root().rglob("*")}
     capfd.readouterr()
     again = venv.build(made.target, made.lock, refuse, offline=True)
@@ -111,16 +111,16 @@ def test_the_mark_is_written_last(wheels: Path, monkeypatch: pytest.MonkeyPatch)
         seen.append((path.name, sorted(file.name for file in path.parent.glob("lib/*/site-packages/*.py"))))
 
     monkeypatch.setattr(venv, "write_atomically", note)
-    tiny.build(wheels)
+    samples.build(wheels)
     assert seen == [(venv.MARK, ["one.py", "two.py"])]
 
 
 def test_a_new_lock_leaves_the_environment_in_use_alone(wheels: Path) -> None:
-    old = tiny.build(wheels)
+    old = samples.build(wheels)
     before = {file: (file.lstat().st_ino, file.lstat().st_mtime_ns) for file in Path(old.reference).rglob("*")}
     (wheels / "two-2.0-py3-none-any.whl").unlink()
-    tiny.make_wheel(wheels, "two", "2.1")
-    new = tiny.build(wheels)
+    samples.make_wheel(wheels, "two", "2.1")
+    new = samples.build(wheels)
     assert new.reference != old.reference
     assert run_in(new, "import two; print(two.version)") == "2.1"
     assert run_in(old, "import two; print(two.version)") == "2.0"
@@ -131,7 +131,7 @@ def test_a_new_lock_leaves_the_environment_in_use_alone(wheels: Path) -> None:
 
 
 def test_another_platform_is_refused_with_the_reason() -> None:
-    target = tiny.target()
+    target = samples.target("tiny")
     here = Host(os="macos", arch="arm64")
     assert "this machine is macos_arm64" in (venv.check(target, here) or "")
     assert venv.check(dataclasses.replace(target, platforms=("macos_arm64",)), here) is None
@@ -144,9 +144,9 @@ def test_an_engine_that_does_not_exist_is_a_usage_error() -> None:
 
 def test_without_an_interpreter_nothing_is_fetched(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYENV_ROOT", str(wheels))
-    target = dataclasses.replace(tiny.target(), python="3.77")
+    target = dataclasses.replace(samples.target("tiny"), python="3.77")
     with pytest.raises(HostError):
-        venv.build(target, tiny.lock_of(wheels), refuse, offline=True)
+        venv.build(target, samples.lock_of(wheels), refuse, offline=True)
 
 
 # --- nothing unverified is installed ----------------------------------------------------------------------------
@@ -155,45 +155,45 @@ def test_without_an_interpreter_nothing_is_fetched(wheels: Path, monkeypatch: py
 def test_a_corrupt_wheel_in_the_store_is_fetched_again_before_it_is_used(
     wheels: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    lock = tiny.lock_of(wheels)
-    tiny.fetching(lock, wheels)()
+    lock = samples.lock_of(wheels)
+    samples.fetching(lock, wheels)()
     stored = wheelhouse.find(lock.wheels[0], home.wheels())
     data = bytearray(stored.read_bytes())
     data[40] ^= 1
     stored.unlink()
     stored.write_bytes(data)
-    assert run_in(tiny.build(wheels), "import one; print(one.version)") == "1.0"
+    assert run_in(samples.build(wheels), "import one; print(one.version)") == "1.0"
     assert "is corrupt" in capfd.readouterr().err
 
 
 def test_a_corrupt_wheel_that_cannot_be_had_again_is_never_installed(wheels: Path, cache: Path) -> None:
-    lock = tiny.lock_of(wheels)
-    tiny.fetching(lock, wheels)()
+    lock = samples.lock_of(wheels)
+    samples.fetching(lock, wheels)()
     stored = wheelhouse.find(lock.wheels[0], home.wheels())
     data = stored.read_bytes()
     stored.unlink()
     stored.write_bytes(data[:-1] + b"!")
     (wheels / lock.wheels[0].file).unlink()
     with pytest.raises(FetchError, match=r"one 1\.0"):
-        venv.build(tiny.target(), lock, tiny.fetching(lock, wheels), offline=True)
+        venv.build(samples.target("tiny"), lock, samples.fetching(lock, wheels), offline=True)
     assert not venv.folder(lock).exists()
 
 
 def test_uv_is_the_last_to_compare_digests(wheels: Path) -> None:
     """A store that lies behind the fetch's back: another content under the right name and size."""
-    lock = tiny.lock_of(wheels)
+    lock = samples.lock_of(wheels)
 
     def lie() -> Path:
-        store = tiny.fetching(lock, wheels)()
+        store = samples.fetching(lock, wheels)()
         stored = wheelhouse.find(lock.wheels[0], store)
         size = stored.stat().st_size
         stored.unlink()
-        tiny.make_wheel(stored.parent, "one", files={"one.py": b"version = '6.6'\n"})
+        samples.make_wheel(stored.parent, "one", files={"one.py": b"version = '6.6'\n"})
         stored.write_bytes(stored.read_bytes()[:size].ljust(size, b"\0"))
         return store
 
     with pytest.raises(BuildError) as caught:
-        venv.build(tiny.target(), lock, lie, offline=True)
+        venv.build(samples.target("tiny"), lock, lie, offline=True)
     assert "one" in caught.value.found
     assert "GB" not in caught.value.fix, "the disk is not to blame"
     assert not venv.folder(lock).exists()
@@ -203,11 +203,11 @@ def test_what_was_written_into_one_environment_does_not_reach_the_next(
     wheels: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Environments share files with uv's cache by hard links: an edit in one is an edit of the cache."""
-    first = tiny.build(wheels)
+    first = samples.build(wheels)
     file = next(Path(first.reference).glob("lib/*/site-packages/one.py"))
     file.write_text("version = 'mine'\n")  # through the link
-    tiny.make_wheel(wheels, "three")
-    second = tiny.build(wheels)
+    samples.make_wheel(wheels, "three")
+    second = samples.build(wheels)
     assert second.reference != first.reference
     assert run_in(second, "import one, three; print(one.version)") == "1.0"
     assert "damaged" in capfd.readouterr().err
@@ -218,12 +218,12 @@ def test_what_was_written_into_one_environment_does_not_reach_the_next(
 
 @pytest.fixture
 def slow(wheels: Path) -> Path:
-    tiny.make_wheel(wheels, "slow", files=MANY)
+    samples.make_wheel(wheels, "slow", files=MANY)
     return wheels
 
 
 def in_the_middle(lock_folder: Path) -> object:
-    place = venv.folder(tiny.lock_of(lock_folder))
+    place = venv.folder(samples.lock_of(lock_folder))
     return lambda: next(place.glob("lib/*/site-packages/slow/*.py"), None)
 
 
@@ -234,11 +234,11 @@ def test_after_kill_9_in_the_middle_the_next_run_removes_the_rest_and_finishes(
         wait_for(in_the_middle(slow), process)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    place = venv.folder(tiny.lock_of(slow))
+    place = venv.folder(samples.lock_of(slow))
     assert place.exists()
     assert not venv.is_made(place)
     (place / "left-over").touch()
-    made = tiny.build(slow)
+    made = samples.build(slow)
     assert "a build was interrupted there" in capfd.readouterr().err
     assert not (place / "left-over").exists()
     assert run_in(made, "import slow.m2999, one, two; print('all')") == "all"
@@ -250,7 +250,7 @@ def test_after_kill_9_of_labrig_alone_the_next_run_waits_for_its_uv(
     with driver(slow) as process:
         wait_for(in_the_middle(slow), process)
         process.kill()
-        made = tiny.build(slow)  # while uv may still be writing
+        made = samples.build(slow)  # while uv may still be writing
         assert run_in(made, "import slow.m2999, one, two; print('all')") == "all"
         assert "another build of this environment is running" in capfd.readouterr().err
 
@@ -263,15 +263,15 @@ def test_ctrl_c_in_the_middle_is_exit_130_and_leaves_nothing_half_made(slow: Pat
     assert (process.returncode, out) == (130, "")
     assert "interrupted" in err
     assert "Traceback" not in err
-    assert not venv.folder(tiny.lock_of(slow)).exists()
-    assert venv.is_made(Path(tiny.build(slow).reference))
+    assert not venv.folder(samples.lock_of(slow)).exists()
+    assert venv.is_made(Path(samples.build(slow).reference))
 
 
 def test_of_two_builds_at_once_one_builds_and_the_other_finds_it(slow: Path) -> None:
     with driver(slow) as first, driver(slow) as second:
         answers = [process.communicate(timeout=60) for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], answers
-    assert answers[0][0] == answers[1][0] == f"{venv.folder(tiny.lock_of(slow))}\n"
+    assert answers[0][0] == answers[1][0] == f"{venv.folder(samples.lock_of(slow))}\n"
     said = sorted(err for _, err in answers)
     assert sum("installing 3 wheels" in err for err in said) == 1
     assert sum("waiting for it" in err for err in said) == 1
@@ -291,7 +291,8 @@ def on_small_disk(folder: Path, size: str, script: str, *arguments: str) -> subp
     script = f'mount -t tmpfs -o size={size} tmpfs "$0"\n{script}'
     return subprocess.run(
         [*way, "sh", "-ec", script, str(folder), *arguments],
-        capture_output=True, text=True, timeout=60, cwd=tiny.ROOT, env={**os.environ, "PYTHONPATH": str(tiny.ROOT)},
+        capture_output=True, text=True, timeout=60, cwd=samples.ROOT,
+        env={**os.environ, "PYTHONPATH": str(samples.ROOT)},
     )  # fmt: skip
 
 
@@ -300,8 +301,8 @@ def test_a_full_disk_is_exit_4_with_the_numbers_and_the_old_environment_stands(
     wheels: Path, tmp_path: Path, cache: Path
 ) -> None:
     big = tmp_path / "big"
-    tiny.make_wheel(big, "big", files={"big/zeros.bin": bytes(8_000_000)})  # packs to 8 kB: the wheel itself fits
-    build = f'"{sys.executable}" "{tiny.__file__}"'
+    samples.make_wheel(big, "big", files={"big/zeros.bin": bytes(8_000_000)})  # packs to 8 kB: the wheel itself fits
+    build = f'"{sys.executable}" "{samples.__file__}"'
     done = on_small_disk(
         cache,
         "4m",
@@ -312,7 +313,7 @@ def test_a_full_disk_is_exit_4_with_the_numbers_and_the_old_environment_stands(
         str(big),
     )
     assert done.returncode == 0, done.stderr
-    lock, needed = tiny.lock_of(big), venv.folder(tiny.lock_of(big))
+    lock, needed = samples.lock_of(big), venv.folder(samples.lock_of(big))
     assert "code 4" in done.stdout
     assert "old one works" in done.stdout
     assert needed.name not in done.stdout.replace(f"{needed.name}{venv.GUARD}", ""), "nothing half-made"
@@ -327,8 +328,8 @@ def test_a_full_disk_is_exit_4_with_the_numbers_and_the_old_environment_stands(
 def test_a_read_only_cache_serves_what_is_made_and_says_so_of_what_is_not(
     wheels: Path, tmp_path: Path, cache: Path
 ) -> None:
-    tiny.make_wheel(tmp_path / "other", "other")
-    build = f'"{sys.executable}" "{tiny.__file__}"'
+    samples.make_wheel(tmp_path / "other", "other")
+    build = f'"{sys.executable}" "{samples.__file__}"'
     done = on_small_disk(
         cache,
         "16m",
@@ -337,7 +338,7 @@ def test_a_read_only_cache_serves_what_is_made_and_says_so_of_what_is_not(
         str(tmp_path / "other"),
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{venv.folder(tiny.lock_of(wheels))}\ncode 4\n"
+    assert done.stdout == f"{venv.folder(samples.lock_of(wheels))}\ncode 4\n"
     assert "read-only" in done.stderr.lower()
     assert "LABRIG_CACHE" in done.stderr
     assert "Traceback" not in done.stderr
@@ -349,10 +350,10 @@ def test_a_read_only_cache_serves_what_is_made_and_says_so_of_what_is_not(
 def test_nothing_of_the_callers_python_leaks_into_a_session(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = tiny.build(wheels)
+    made = samples.build(wheels)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "one.py").write_text("version = 'mine'\n")
-    user = tmp_path / "user" / "lib" / f"python{tiny.MINOR}" / "site-packages"
+    user = tmp_path / "user" / "lib" / f"python{samples.PYTHON}" / "site-packages"
     user.mkdir(parents=True)
     (user / "two.py").write_text("version = 'mine'\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "mine"))
@@ -371,7 +372,7 @@ def test_nothing_of_the_callers_python_leaks_into_a_session(
 
 
 def test_a_session_gives_back_the_exit_code_and_takes_more_variables(wheels: Path) -> None:
-    made = tiny.build(wheels)
+    made = samples.build(wheels)
     with venv.session(made) as session:
         assert session.run(["python", "-c", "raise SystemExit(7)"]) == 7
         assert session.run(["sh", "-c", "exit $CODE"], env={"CODE": "5"}) == 5
@@ -381,21 +382,21 @@ def test_a_session_gives_back_the_exit_code_and_takes_more_variables(wheels: Pat
 
 
 def test_ctrl_c_lets_the_command_in_a_session_save_what_it_has(wheels: Path, tmp_path: Path) -> None:
-    made = tiny.build(wheels)
+    made = samples.build(wheels)
     script = tmp_path / "work.py"
     script.write_text(
         "import pathlib, sys, time\nhere = pathlib.Path(sys.argv[1])\ntry:\n    (here / 'started').touch()\n"
         "    time.sleep(60)\nexcept KeyboardInterrupt:\n    time.sleep(1)\n    (here / 'saved').touch()\n"
     )
     outer = (
-        "import json, sys\nfrom pathlib import Path\nimport tiny\nfrom labrig.engines import venv\n"
-        "with venv.session(tiny.build(Path(sys.argv[1]))) as session:\n"
+        "import json, sys\nfrom pathlib import Path\nimport samples\nfrom labrig.engines import venv\n"
+        "with venv.session(samples.build(Path(sys.argv[1]))) as session:\n"
         "    session.run(['python', sys.argv[2], sys.argv[3]])\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", outer, str(wheels), str(script), str(tmp_path)],
-        stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tiny.ROOT,
-        env={**os.environ, "PYTHONPATH": f"{tiny.ROOT}:{Path(tiny.__file__).parent}"},
+        stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=samples.ROOT,
+        env={**os.environ, "PYTHONPATH": f"{samples.ROOT}:{Path(samples.__file__).parent}"},
     ) as process:  # fmt: skip
         wait_for((tmp_path / "started").exists, process)
         os.killpg(process.pid, signal.SIGINT)

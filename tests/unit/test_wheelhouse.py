@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 from servers import CHUNK, IndexServer, Manners, make_certificates
 
+from labrig import crew, wheelhouse
 from labrig import progress as progress_module
-from labrig import wheelhouse
+from labrig.download import size_asker
 from labrig.errors import FetchError, Interrupted
 from labrig.indexes import Sources
 from labrig.lock import Wheel
@@ -59,7 +60,7 @@ def stored(store: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wheelhouse, "BACKOFF", 0.01)
+    monkeypatch.setattr(crew, "BACKOFF", 0.01)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
 
@@ -633,15 +634,15 @@ def test_a_store_that_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_a_server_is_asked_for_a_size() -> None:
-    with served("one", manners=Manners(credentials="a:b")) as index:
+    with served("one", manners=Manners(credentials="a:b")) as index, size_asker(sources()) as ask_size:
         url = f"http://a:b@{index.host}/files/{wheel('one').file}"
-        assert wheelhouse.ask_size(url, sources()) == SIZE
+        assert ask_size(url) == SIZE
         assert index.requests[-1].method == "HEAD"
         with pytest.raises(FetchError, match="404") as caught:
-            wheelhouse.ask_size(url + "x", sources())
+            ask_size(url + "x")
         assert "a:b" not in str(caught.value)
-    with pytest.raises(FetchError, match="refused"):
-        wheelhouse.ask_size(url, sources())
+    with size_asker(sources()) as ask_size, pytest.raises(FetchError, match="refused"):
+        ask_size(url)
 
 
 def test_a_log_gets_few_lines_and_the_rest_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
