@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from labrig import environment, lock, render, spec
+from labrig import environment, lock, render, resolver, spec
 from labrig.errors import LockError, UsageError
 from labrig.lock import Lock
 from labrig.spec import Target
@@ -45,7 +45,7 @@ def relock(
         for one in chosen[target.name]:
             print(f"resolving {target.name} for {one}", file=sys.stderr, flush=True)
             old = _read_old(lock.path(images, target.name, one))
-            new = lock.solve(target, one, sources, old=None if upgrade else old)
+            new = resolver.solve(target, one, sources, old=None if upgrade else old)
             print(f"  {_difference(old, new)}", file=sys.stderr)
             solved += [new] if new != old else []
         changed += [lock.write(new, images) for new in solved]

@@ -21,7 +21,7 @@ from packaging.utils import parse_wheel_filename
 from samples import INDEX, PYTHON, TORCH
 from servers import IndexServer, Manners
 
-from labrig import compat, lock, spec
+from labrig import compat, lock, resolver, spec
 from labrig.errors import LockError
 from labrig.indexes import Sources
 from labrig.lock import Lock, Wheel
@@ -291,7 +291,7 @@ def test_the_lock_is_the_same_from_an_index_and_from_a_folder(tmp_path: Path) ->
     wanted = {"alpha": "2.0", "beta": "1.5", "torch": f"{TORCH}+cpu"}
     files = {**ALPHA2, **BETA, **TORCH_CPU}
     with serve(ALPHA1, ALPHA2, BETA) as rest, serve(TORCH_CPU, samples.wheel("alpha", "9.0")) as own:
-        by_name = lock.solve(samples.target(), LINUX, Sources(default=rest.url, named={INDEX: own.url}))
+        by_name = resolver.solve(samples.target(), LINUX, Sources(default=rest.url, named={INDEX: own.url}))
         heads = {r.path.rsplit("/", 1)[-1] for r in (*rest.requests, *own.requests) if r.method == "HEAD"}
         assert set(files) <= heads  # pages tell no size: each wheel is asked for its own
         # Only torch is bound to the row's own index: its other packages are not taken.
@@ -302,17 +302,17 @@ def test_the_lock_is_the_same_from_an_index_and_from_a_folder(tmp_path: Path) ->
     assert by_name.inputs == lock.inputs_digest(samples.target(), LINUX)
 
     strange = folder(tmp_path / "my wheels #1 %41", ALPHA1, ALPHA2, BETA, TORCH_CPU)
-    from_folder = lock.solve(samples.target(), LINUX, strange)
+    from_folder = resolver.solve(samples.target(), LINUX, strange)
     assert lock.serialize(from_folder) == lock.serialize(by_name)
 
 
 def test_an_index_without_digests_gives_the_same_lock() -> None:
     with serve(ALPHA2, BETA) as rest, serve(TORCH_CPU) as own:
         sources = Sources(default=rest.url, named={INDEX: own.url})
-        first = lock.solve(samples.target(), LINUX, sources)
+        first = resolver.solve(samples.target(), LINUX, sources)
         rest.manners.hashes = own.manners.hashes = False
         os.environ["UV_CACHE_DIR"] += "-other"  # undone by the fixture
-        assert lock.solve(samples.target(), LINUX, sources) == first
+        assert resolver.solve(samples.target(), LINUX, sources) == first
 
 
 def test_companions_come_from_the_rows_index_too() -> None:
@@ -322,7 +322,7 @@ def test_companions_come_from_the_rows_index_too() -> None:
         serve(ALPHA1, BETA, samples.wheel("torchvision", version)) as rest,
         serve(TORCH_CPU, samples.wheel("torchvision", f"{version}+cpu")) as own,
     ):
-        solved = lock.solve(target, LINUX, Sources(default=rest.url, named={INDEX: own.url}))
+        solved = resolver.solve(target, LINUX, Sources(default=rest.url, named={INDEX: own.url}))
     assert versions(solved)["torchvision"] == f"{version}+cpu"
 
 
@@ -333,25 +333,25 @@ def test_another_local_build_is_never_taken(monkeypatch: pytest.MonkeyPatch, tmp
     version = target.companions[0].partition("==")[2]
     others = samples.torch_wheel(f"{TORCH}+{build}") | samples.wheel("torchvision", f"{version}+{build}")
     plain = folder(tmp_path / "both", others, ALPHA1, BETA, TORCH_PLAIN, samples.wheel("torchvision", version))
-    solved = lock.solve(target, LINUX, plain)
+    solved = resolver.solve(target, LINUX, plain)
     assert versions(solved)["torch"] == TORCH
     assert versions(solved)["torchvision"] == version
 
     only = folder(tmp_path / "only", others, ALPHA1, BETA)
     with pytest.raises(LockError) as caught:
-        lock.solve(target, LINUX, only)
+        resolver.solve(target, LINUX, only)
     assert "no lock for" in caught.value.what
     # Without the exclusion uv takes it, and only the check of the result finds it out.
     monkeypatch.setattr(lock, "_without_local_builds", lambda _, pin: pin)
     with pytest.raises(LockError) as caught:
-        lock.solve(dataclasses.replace(target, variant="cu999"), LINUX, only)
+        resolver.solve(dataclasses.replace(target, variant="cu999"), LINUX, only)
     assert f"torch {TORCH}+{build}" in caught.value.found
 
 
 def test_a_build_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     mine = folder(tmp_path, samples.torch_wheel(f"{TORCH}+mine"), ALPHA1, BETA)
     with pytest.raises(LockError) as caught:
-        lock.solve(samples.target(**PLAIN), LINUX, mine)
+        resolver.solve(samples.target(**PLAIN), LINUX, mine)
     assert f"torch {TORCH}+mine" in caught.value.found
     assert f"the row allows {TORCH}" in caught.value.found
 
@@ -359,20 +359,20 @@ def test_a_build_that_nobody_knows_is_refused(tmp_path: Path) -> None:
 def test_old_versions_are_kept_and_newest_taken_on_upgrade(tmp_path: Path) -> None:
     sources = folder(tmp_path, ALPHA1, BETA, TORCH_CPU)
     target, more = samples.target(), samples.target(packages=["alpha>=2"])
-    old = lock.solve(target, LINUX, sources)
+    old = resolver.solve(target, LINUX, sources)
     folder(tmp_path, ALPHA2, samples.wheel("beta", "1.9"))
-    assert lock.solve(target, LINUX, sources, old=old) == old
+    assert resolver.solve(target, LINUX, sources, old=old) == old
     newest = {"alpha": "2.0", "beta": "1.9", "torch": f"{TORCH}+cpu"}
-    assert versions(lock.solve(target, LINUX, sources)) == newest
+    assert versions(resolver.solve(target, LINUX, sources)) == newest
     # What cannot stay goes; the rest stays.
-    assert versions(lock.solve(more, LINUX, sources, old=old)) == {**newest, "beta": "1.5"}
+    assert versions(resolver.solve(more, LINUX, sources, old=old)) == {**newest, "beta": "1.5"}
     # A package no longer asked for goes too.
-    assert "alpha" not in versions(lock.solve(samples.target(packages=["beta"]), LINUX, sources, old=old))
+    assert "alpha" not in versions(resolver.solve(samples.target(packages=["beta"]), LINUX, sources, old=old))
 
 
 def test_a_row_without_solution_gives_the_resolvers_reason(tmp_path: Path) -> None:
     with pytest.raises(LockError) as caught:
-        lock.solve(samples.target(packages=["alpha>=3"]), LINUX, folder(tmp_path, ALPHA1, ALPHA2, BETA, TORCH_CPU))
+        resolver.solve(samples.target(packages=["alpha>=3"]), LINUX, folder(tmp_path, ALPHA1, ALPHA2, BETA, TORCH_CPU))
     assert caught.value.code == 4
     assert "alpha>=3" in caught.value.found
     assert "[targets.here]" in caught.value.fix
@@ -385,7 +385,7 @@ def test_a_row_without_solution_gives_the_resolvers_reason(tmp_path: Path) -> No
 )
 def test_a_package_without_a_wheel_for_the_platform_is_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
     with pytest.raises(LockError) as caught:
-        lock.solve(samples.target(**PLAIN), LINUX, folder(tmp_path, files, BETA, TORCH_PLAIN))
+        resolver.solve(samples.target(**PLAIN), LINUX, folder(tmp_path, files, BETA, TORCH_PLAIN))
     assert "alpha" in caught.value.found
 
 
@@ -394,7 +394,7 @@ def test_an_unreachable_index_is_told_within_seconds() -> None:
     with serve(ALPHA1, BETA) as rest:
         began = time.monotonic()
         with pytest.raises(LockError) as caught:
-            lock.solve(samples.target(), LINUX, Sources(default=rest.url, named={INDEX: gone}), old=sample())
+            resolver.solve(samples.target(), LINUX, Sources(default=rest.url, named={INDEX: gone}), old=sample())
     assert time.monotonic() - began < 8
     assert gone in caught.value.found
     assert f"--index {INDEX}=none" in caught.value.fix
@@ -404,7 +404,7 @@ def test_an_unreachable_index_is_told_within_seconds() -> None:
 def test_an_unreachable_default_index_is_no_fault_of_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     with pytest.raises(LockError) as caught:
-        lock.solve(samples.target(**PLAIN), LINUX, Sources(default=closed_port().replace("//", "//user:secret@")))
+        resolver.solve(samples.target(**PLAIN), LINUX, Sources(default=closed_port().replace("//", "//user:secret@")))
     assert "mirror" in caught.value.fix
     assert "[targets" not in caught.value.fix
     assert "--index" not in caught.value.fix
@@ -415,7 +415,7 @@ def test_an_address_with_odd_characters_cannot_break_out(monkeypatch: pytest.Mon
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     odd = 'http://127.0.0.1:1/"\n[tool.uv]\nno-index = true'
     with serve(ALPHA1, BETA) as rest, pytest.raises(LockError):
-        lock.solve(samples.target(), LINUX, Sources(default=rest.url, named={INDEX: odd}, timeout=1))
+        resolver.solve(samples.target(), LINUX, Sources(default=rest.url, named={INDEX: odd}, timeout=1))
 
 
 # --- for other platforms ----------------------------------------------------------------------------------------------
@@ -436,7 +436,7 @@ def test_a_mac_is_locked_from_anywhere(tmp_path: Path) -> None:
         BETA,
         samples.torch_wheel(TORCH, target.python, f"macosx_{floor}_0_arm64"),
     )
-    solved = lock.solve(target, "macos_arm64", sources)
+    solved = resolver.solve(target, "macos_arm64", sources)
     assert versions(solved) == {"alpha": "1.0", "beta": "1.5", "torch": TORCH}
 
 
@@ -452,7 +452,7 @@ def test_linux_wheels_stay_below_the_lowest_glibc(tmp_path: Path) -> None:
         BETA,
         TORCH_PLAIN,
     )
-    assert versions(lock.solve(target, LINUX, sources))["alpha"] == "1.0"
+    assert versions(resolver.solve(target, LINUX, sources))["alpha"] == "1.0"
 
 
 # --- the committed locks ----------------------------------------------------------------------------------------------
@@ -496,7 +496,7 @@ def test_a_committed_lock_is_current_installable_and_holds_no_address(file: Path
     possible = installable(target, file.stem)
     for wheel in one.wheels:
         assert parse_wheel_filename(wheel.file)[3] & possible, wheel.file
-    lock._check_builds(target, one)
+    resolver._check_builds(target, one)
     for package in target.packages:
         assert one.wheel(package), package
     assert "://" not in file.read_text()
