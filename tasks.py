@@ -30,7 +30,8 @@ def list_targets(c: Context, json: bool = False) -> None:
     if json:
         cli.print_json(entries)
     else:
-        cli.print_table(catalogue.COLUMNS, catalogue.rows(entries))
+        cli.print_table(catalogue.COLUMNS, catalogue.rows(entries), wrapped=catalogue.WRAPPED)
+        print(catalogue.NOTE)
 
 
 @task(help={"json": AS_JSON})
@@ -181,7 +182,8 @@ def verify(c: Context, target: str = "", engine: str = "", require_device: bool 
     if json:
         cli.print_json(record.to_json())
     else:
-        cli.print_table(verify.COLUMNS, verify.rows(record), title=f"{record.target} ({record.engine})")
+        title = f"{record.target} ({record.engine})"
+        cli.print_table(verify.COLUMNS, verify.rows(record), wrapped=verify.WRAPPED, title=title)
         print(verify.tally(record))
     record.raise_for_failures()
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from labrig import lock
 from labrig.spec import Table
 
-COLUMNS = ("target", "torch", "variant", "Python", "device", "CUDA", "driver", "capabilities", "engines", "locked for")
+COLUMNS = ("target", "torch", "Python", "engines", "needs", "locked for")
+WRAPPED = COLUMNS[-2:]
+NOTE = "On Windows: the Linux targets, inside WSL2. `invoke doctor` says which of these this machine can run, and why."
 
 
 def entries(table: Table) -> list[dict[str, Any]]:
@@ -37,15 +39,17 @@ def rows(listed: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     return [
         (
             entry["name"],
-            entry["torch"],
-            entry["variant"],
+            f"{entry['torch']} {entry['variant']}",
             entry["python"],
-            entry["device"],
-            entry["cuda"] or "-",
-            f">= {entry['min_driver']}" if entry["min_driver"] else "-",
-            " ".join(entry["capabilities"]) or "-",
             " ".join(entry["engines"]),
-            ", ".join(p if p in entry["locked"] else f"({p}: not locked)" for p in entry["platforms"]),
+            _needs(entry),
+            " ".join(p if p in entry["locked"] else f"({p}: not locked)" for p in entry["platforms"]),
         )
         for entry in listed
     ]
+
+
+def _needs(entry: Mapping[str, Any]) -> str:
+    if not entry["cuda"]:
+        return "Apple Silicon" if entry["device"] == "mps" else "no GPU"
+    return f"driver >= {entry['min_driver']} for CUDA {entry['cuda']}; GPU of {' '.join(entry['capabilities'])}"

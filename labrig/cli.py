@@ -113,15 +113,17 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Print a table to stdout; without a terminal it is as wide as it wants to be."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, wrapped: Sequence[str] = (), title: str = ""
+) -> None:
+    """Print a table to stdout. On a narrow terminal the columns in ``wrapped`` give way; elsewhere none has to."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column not in wrapped)
     for row in rows:
         table.add_row(*row)
     console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)

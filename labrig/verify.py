@@ -73,12 +73,19 @@ class Record:
             )
 
 
-COLUMNS = ("check", "status", "expected", "found", "reason")
+COLUMNS = ("check", "status", "holds when", "found")
+WRAPPED = COLUMNS[-2:]
 
 
 def rows(record: Record) -> list[tuple[str, ...]]:
     """The record for people, a line a check."""
-    return [(r.says, r.status, r.expected, r.found, r.reason) for r in record.checks]
+    return [(r.id, r.status, r.says, _seen(r)) for r in record.checks]
+
+
+def _seen(result: Result) -> str:
+    if result.status == checks.FAILED:
+        return f"{result.found}; expected {result.expected} ({result.reason})"
+    return result.reason or result.found
 
 
 def tally(record: Record) -> str:

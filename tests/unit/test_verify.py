@@ -45,8 +45,12 @@ def test_what_did_not_run_is_counted_apart_from_what_passed() -> None:
 
 
 def test_rows_show_every_check_with_its_reason() -> None:
-    shown = verify.rows(record(PASSED, SKIPPED))
-    assert shown == [("says 0", PASSED, "this", "that", "why 0"), ("says 1", SKIPPED, "this", "that", "why 1")]
+    shown = verify.rows(record(PASSED, SKIPPED, FAILED))
+    assert shown == [
+        ("c0", PASSED, "says 0", "why 0"),
+        ("c1", SKIPPED, "says 1", "why 1"),
+        ("c2", FAILED, "says 2", "that; expected this (why 2)"),
+    ]
     assert len(verify.COLUMNS) == len(shown[0])
 
 
