@@ -12,25 +12,33 @@ if [ -e "$stamp" ] && cmp -s requirements.txt "$stamp" &&
 fi
 
 # Candidates are run, not believed: a python on PATH may be a pyenv shim that fails, or lack venv and ensurepip.
+# One that is named is the only one tried.
+if [ -n "${PYTHON:-}" ]; then
+    set -- "$PYTHON"
+else
+    set -- python3 python python3.13 python3.12 python3.14 python3.11 /usr/bin/python3 /opt/homebrew/bin/python3 \
+        "${HOME:-}"/.pyenv/versions/3.1[1-9].*/bin/python3
+fi
 python=
-for candidate in ${PYTHON:+"$PYTHON"} python3 python python3.13 python3.12 python3.14 python3.11 \
-    /usr/bin/python3 /opt/homebrew/bin/python3 "$HOME"/.pyenv/versions/3.1[1-9].*/bin/python3; do
+for candidate in "$@"; do
     if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
         python=$candidate
         break
     fi
 done
 if [ -z "$python" ]; then
-    echo "labrig: no working Python 3.11 or newer (with venv and ensurepip) was found." >&2
+    echo "labrig: no working Python 3.11 or newer (with venv and ensurepip) was found; tried: $*" >&2
     echo "  fix:   install one (Debian, Ubuntu: apt install python3-venv) or name it: PYTHON=/path/to/python3 make setup" >&2
     exit 3
 fi
 
-echo "making .venv with $("$python" --version) ($(command -v "$python")): $(grep -c == requirements.txt) pinned packages" >&2
-# One that works is brought up to date in place (someone may be using it); one left by an interrupted set-up or by a
-# Python that is gone is made anew.
+echo "making .venv with $("$python" --version) ($(command -v "$python")), $(grep -c == requirements.txt) pinned packages: about 20 s" >&2
+# One that works is brought up to date in place (someone may be using it); one left by an interrupted set-up, by a
+# Python that is gone, or by a checkout that has moved (its programs name their old place) is made anew.
 rm -f "$stamp"
-.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || ! grep -qF "$(pwd -P)/.venv" .venv/bin/pip; then
+    "$python" -m venv --clear .venv
+fi
 # pip's own settings (index, find-links, certificate, proxy) hold; uv comes along as one of the pinned packages.
 .venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements.txt || {
     echo "labrig: the toolkit could not be installed (above); look at the network or pip config list, then run it again" >&2

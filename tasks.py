@@ -26,11 +26,11 @@ def list_targets(c: Context, json: bool = False) -> None:
     """List the targets with all that is pinned or follows from the pins."""
     from labrig import catalogue, spec
 
-    entries = catalogue.entries(spec.read(IMAGES / spec.TABLE))
+    table = spec.read(IMAGES / spec.TABLE)
     if json:
-        cli.print_json(entries)
+        cli.print_json(catalogue.entries(table))
     else:
-        cli.print_table(catalogue.COLUMNS, catalogue.rows(entries), wrapped=catalogue.WRAPPED)
+        cli.print_table(catalogue.COLUMNS, catalogue.rows(table), wrapped=catalogue.WRAPPED)
         print(catalogue.NOTE)
 
 
@@ -127,11 +127,12 @@ def build(
     help={
         "target": TARGET,
         "engine": ENGINE,
-        "lab": "one lab by its number or name (repeatable); without it all",
+        "lab": "one lab, such as 06 or 06_images (repeatable); without it all",
         "quick": "tiny sizes, seconds; only exact gates are enforced",
         "device": "auto, cpu, cuda or mps; a named device that is absent is an error",
         "jobs": "labs side by side, one thread each",
-        "out": "folder for results and report; without it results/TARGET-ENGINE",
+        "out": "folder for results and report; without it results/TARGET-ENGINE (-quick)",
+        "offline": OFFLINE,
         "json": AS_JSON,
     },
     iterable=["lab"],
@@ -146,12 +147,13 @@ def labs(
     device: str = "auto",
     jobs: int = 2,
     out: str = "",
+    offline: bool = False,
     json: bool = False,
 ) -> None:
     """Run the labs inside the environment; ends with a table and where the report lies."""
     from labrig import environment, labs
 
-    made = environment.build(ROOT, target or None, engine or None)
+    made = environment.build(ROOT, target or None, engine or None, offline=offline)
     labs.run(
         ROOT,
         made,
@@ -169,15 +171,23 @@ def labs(
         "target": TARGET,
         "engine": ENGINE,
         "require_device": "fail where the target's device is absent, instead of skipping with the reason",
+        "offline": OFFLINE,
         "json": AS_JSON,
     }
 )
 @cli.door
-def verify(c: Context, target: str = "", engine: str = "", require_device: bool = False, json: bool = False) -> None:
+def verify(
+    c: Context,
+    target: str = "",
+    engine: str = "",
+    require_device: bool = False,
+    offline: bool = False,
+    json: bool = False,
+) -> None:
     """Run every declared check against the environment; exit 6 if one fails."""
     from labrig import environment, verify
 
-    made = environment.build(ROOT, target or None, engine or None)
+    made = environment.build(ROOT, target or None, engine or None, offline=offline)
     record = verify.verify(made, require_device=require_device)
     if json:
         cli.print_json(record.to_json())
@@ -188,13 +198,20 @@ def verify(c: Context, target: str = "", engine: str = "", require_device: bool 
     record.raise_for_failures()
 
 
-@task(help={"target": TARGET, "engine": ENGINE, "command": "run this one command line instead of a shell"})
+@task(
+    help={
+        "target": TARGET,
+        "engine": ENGINE,
+        "command": "run this one command line instead of a shell",
+        "offline": OFFLINE,
+    }
+)
 @cli.door
-def shell(c: Context, target: str = "", engine: str = "", command: str = "") -> None:
+def shell(c: Context, target: str = "", engine: str = "", command: str = "", offline: bool = False) -> None:
     """Open a shell inside the environment."""
     from labrig import environment
 
-    environment.enter(ROOT, target or None, engine or None, command)
+    environment.enter(ROOT, target or None, engine or None, command, offline=offline)
 
 
 @task(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from labrig import lock
@@ -34,8 +34,10 @@ def entries(table: Table) -> list[dict[str, Any]]:
     ]
 
 
-def rows(listed: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The same for people; a platform without a current lock is shown as such."""
+def rows(table: Table) -> list[tuple[str, ...]]:
+    """The same for people; a platform whose lock is stale or missing is shown as such."""
+    images = table.path.parent
+    words = {"locked": "{}", "stale": "({}: stale)"}
     return [
         (
             entry["name"],
@@ -43,9 +45,9 @@ def rows(listed: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             entry["python"],
             " ".join(entry["engines"]),
             _needs(entry),
-            " ".join(p if p in entry["locked"] else f"({p}: not locked)" for p in entry["platforms"]),
+            " ".join(words.get(lock.status(target, p, images), "({}: not locked)").format(p) for p in target.platforms),
         )
-        for entry in listed
+        for target, entry in zip(table.targets.values(), entries(table), strict=True)
     ]
 
 

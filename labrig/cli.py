@@ -52,9 +52,10 @@ def door(function: F) -> F:
         except OSError as error:
             if error.errno not in _DISK:
                 raise
+            verb = "write" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else "use"
             _end(
                 BuildError(
-                    f"cannot write {error.filename or 'a file'}: {_DISK[error.errno]}",
+                    f"cannot {verb} {error.filename or 'a file'}: {_DISK[error.errno]}",
                     found=str(error),
                     fix="make room or permission there (LABRIG_CACHE names another place for wheels and environments);"
                     " nothing is half-done",

@@ -108,10 +108,11 @@ def download(transfer: Transfer, client: PyPIClient, crew: Crew, progress: Progr
                 break
             if not earlier:
                 transfer.partial.unlink()
+                longer = partial.length > wheel.size  # what followed was not read
                 raise FetchError(
                     f"{wheel.file} is not what the lock says",
-                    found=f"sha256 {partial.sha256} ({partial.length} bytes) from {redact(transfer.url)}; "
-                    f"locked: sha256 {wheel.sha256} ({wheel.size} bytes)",
+                    found=f"sha256 {partial.sha256} ({'the first ' * longer}{partial.length} bytes) from "
+                    f"{redact(transfer.url)}; locked: sha256 {wheel.sha256} ({wheel.size} bytes)",
                     fix="nothing was kept; if the source is right and the lock is not, run `invoke lock --upgrade`",
                 )
             progress.say(f"fetch: what was left of {wheel.file} does not fit: fetched from its beginning")

@@ -89,7 +89,14 @@ def build(
 
 
 def make(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False) -> Environment:
-    """Carry out a plan; wheels are fetched only if the environment is not there yet."""
+    """Carry out a plan; wheels are fetched only if the environment is not there yet.
+
+    Raises:
+        UsageError: an override that cannot be meant, whether it comes to be needed or not.
+    """
+    from labrig import indexes
+
+    indexes.name_indexes(todo.table.indexes, overrides, os.environ)
 
     def fetch_wheels() -> Path:
         fetch(todo.table, todo.target, todo.lock, overrides=overrides, offline=offline)
@@ -142,14 +149,13 @@ def fetch_by_name(
                 fix="name one of these with --platform",
             )
         locked = lock.load(target, platform, root / "images")
-    fetched = fetch(table, target, locked, overrides=overrides, offline=offline)
-    print(fetched, file=sys.stderr)
+    fetch(table, target, locked, overrides=overrides, offline=offline)
     return home.wheels()
 
 
-def enter(root: Path, name: str | None, engine: str | None, command: str) -> None:
+def enter(root: Path, name: str | None, engine: str | None, command: str, *, offline: bool = False) -> None:
     """Open a shell in an environment, or run one command line there; the process ends with its exit code."""
-    made = build(root, name, engine)
+    made = build(root, name, engine, offline=offline)
     shell = os.environ.get("SHELL") or "/bin/sh"
     argv = ["/bin/sh", "-c", command] if command else [shell, "-i"]
     if not command:

@@ -102,7 +102,7 @@ def read_sources(
     ``indexes`` maps index names to URLs; ``overrides`` are the values of ``--index``. Asks pip (about half a second);
     opens no connection. Raises UsageError for an override or a settings file that cannot be understood.
     """
-    named, lines = _named_indexes(indexes, overrides, environ)
+    named, lines = name_indexes(indexes, overrides, environ)
     pip, note = _pip_settings(environ)
     uv = _uv_settings(environ)
 
@@ -242,7 +242,7 @@ def parse_pip_config(text: str) -> dict[str, str]:
     return {option: value for option, (_, value) in found.items()}
 
 
-def _named_indexes(
+def name_indexes(
     indexes: Mapping[str, str], overrides: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[dict[str, str | None], list[str]]:
     """The indexes in force by name, and a line for each that is overridden."""

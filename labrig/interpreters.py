@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -48,9 +49,10 @@ def _candidates(minor: str) -> Iterator[Path]:
     seen: set[Path] = set()
     places = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    places += sorted(pyenv.glob(f"{minor}.*/bin"), key=_patch, reverse=True)
+    with contextlib.suppress(OSError):  # another user's folder, named by an inherited PYENV_ROOT
+        places += sorted(pyenv.glob(f"{minor}.*/bin"), key=_patch, reverse=True)
     for candidate in (Path(sys.executable), *(place / f"python{minor}" for place in places)):
-        if candidate.is_file() and candidate.absolute() not in seen:
+        if os.access(candidate, os.X_OK) and candidate.absolute() not in seen:
             seen.add(candidate.absolute())
             yield candidate
 

@@ -16,6 +16,7 @@ from labrig.engines import Environment
 from labrig.errors import BuildError, HostError, LabError, LabrigError, UsageError
 
 GOOD = ("passed", "skipped")
+RESULTS = "results.json"
 
 
 def run(
@@ -40,12 +41,18 @@ def run(
         HostError: a named device is absent.
         UsageError: no such lab.
     """
-    out = out or results_folder(root, environment)
-    command = ["python", "-m", "labs", "run", *labs, "--out", str(out), "--device", device, "--jobs", str(jobs)]
+    out = out or results_folder(root, environment, quick=quick)
+    command = ["-m", "labs", "run", *labs, "--out", str(out), "--device", device, "--jobs", str(jobs)]
     command += ["--quick"] * quick + ["--json"] * as_json
     with engines.load(environment.engine).session(environment) as session, _lifeline():
-        code = session.run(command, cwd=root, env={"LAB_PARENT_ON_STDIN": "1"}, stdout=stdout)
+        code = session.run([session.python, *command], cwd=root, env={"LAB_PARENT_ON_STDIN": "1"}, stdout=stdout)
     raise_for(code, environment, out)
+    if not (out / RESULTS).is_file():
+        raise LabrigError(
+            f"the labs' runner on target {environment.target.name} ended well and left no results",
+            found=f"no {out / RESULTS}",
+            fix=f"invoke clean --target={environment.target.name}, then run it again",
+        )
     return out
 
 
@@ -73,33 +80,42 @@ def raise_for(code: int, environment: Environment, out: Path) -> None:
             fix=f"open {out / 'report.html'}; one lab alone: invoke labs --target={name} --lab={(missed or ['NN'])[0]}",
         )
     if code == HostError.code:
-        raise HostError(f"a lab asked for a device that target {name} has not on this machine", fix="--device=auto")
+        raise HostError(
+            f"the labs of target {name} cannot run on this machine (the reason is above)",
+            fix=f"--device=auto if a device is absent; else invoke verify --target={name}",
+        )
     if code == UsageError.code:
         raise UsageError("the labs' runner did not take what was asked (above)", fix="invoke labs --help")
     if code == BuildError.code:
         raise BuildError(
-            "the labs' data are not what the labs expect (above)", fix="git status labs/data; restore them"
+            "the labs' files are not what they should be, or results cannot be written (above)",
+            fix="git status labs; room and permission in the folder of --out",
         )
     if code == 130 or code == -signal.SIGINT:
         raise KeyboardInterrupt
     if code != 0:
+        crashed = [lab["lab"] for lab in read_results(out) if lab["status"] not in GOOD]
         raise LabrigError(
-            f"the labs' runner ended with exit code {code} on target {name}", fix=f"look into {out} for error.txt"
+            f"labs crashed on target {name}: {', '.join(crashed) or f'the runner, with exit code {code}'}",
+            fix=f"read {out / (crashed or ['*'])[0] / 'error.txt'}",
         )
 
 
 def read_results(out: Path) -> list[dict[str, Any]]:
     """The last run's result of every lab it was asked for, as ``invoke labs --json`` prints them."""
     try:
-        results: list[dict[str, Any]] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+        results: list[dict[str, Any]] = json.loads((out / RESULTS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     return results
 
 
-def results_folder(root: Path, environment: Environment) -> Path:
-    """``results/<target>-<engine>`` in the checkout, or in labrig's own folder where the checkout cannot be written."""
-    name = f"{environment.target.name}-{environment.engine}"
+def results_folder(root: Path, environment: Environment, *, quick: bool = False) -> Path:
+    """``results/<target>-<engine>`` in the checkout, or in labrig's own folder where the checkout cannot be written.
+
+    Quick runs have a folder of their own: their report would otherwise stand in the place of the full one.
+    """
+    name = f"{environment.target.name}-{environment.engine}{'-quick' * quick}"
     folder = root / "results" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from labrig import environment, lock, render, resolver, spec
 from labrig.errors import LockError, UsageError
+from labrig.indexes import Sources
 from labrig.lock import Lock
 from labrig.spec import Target
 
@@ -24,7 +25,7 @@ def relock(
 
     Raises:
         SpecError, UsageError: the table, or a name.
-        LockError: no solution; the locks of that target, and of those not come to yet, are untouched.
+        LockError: no solution; the locks of that target are untouched, the other targets are locked all the same.
     """
     table = spec.read(root / "images" / spec.TABLE)
     images = table.path.parent
@@ -37,20 +38,38 @@ def relock(
             fix="name one of these with --platform",
         )
     sources = environment.read_sources(table, overrides)
-    changed = []
+    changed: list[Path] = []
+    failures: list[LockError] = []
     for target in targets:
         if not chosen[target.name]:
             continue
-        solved = []
-        for one in chosen[target.name]:
-            print(f"resolving {target.name} for {one}", file=sys.stderr, flush=True)
-            old = _read_old(lock.path(images, target.name, one))
-            new = resolver.solve(target, one, sources, old=None if upgrade else old)
-            print(f"  {_difference(old, new)}", file=sys.stderr)
-            solved += [new] if new != old else []
-        changed += [lock.write(new, images) for new in solved]
+        try:
+            new = _solve(target, chosen[target.name], sources, images, upgrade)
+        except LockError as error:
+            # One index that is down does not keep the other targets from being locked.
+            failures.append(error)
+            continue
+        changed += [lock.write(one, images) for one in new]
         changed += render.write(render.render(table, target, root / "templates"))
     changed += render.write(render.render_readme(table))
+    if failures:
+        for file in changed:
+            print(f"changed {file.relative_to(root)}", file=sys.stderr)
+        for failure in failures[1:]:
+            print(failure, file=sys.stderr)
+        raise failures[0]
+    return changed
+
+
+def _solve(target: Target, platforms: Sequence[str], sources: Sources, images: Path, upgrade: bool) -> list[Lock]:
+    """The locks of one target that differ from the old ones, all solved before any is written."""
+    changed = []
+    for platform in platforms:
+        print(f"resolving {target.name} for {platform}", file=sys.stderr, flush=True)
+        old = _read_old(lock.path(images, target.name, platform))
+        new = resolver.solve(target, platform, sources, old=None if upgrade else old)
+        print(f"  {_difference(old, new)}", file=sys.stderr)
+        changed += [new] if new != old else []
     return changed
 
 

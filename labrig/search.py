@@ -156,7 +156,7 @@ def _cannot_be_had(lost: Mapping[Wheel, list[str]], bound: Mapping[Wheel, str], 
     folder = "name a folder that holds it in PIP_FIND_LINKS or UV_FIND_LINKS"
     wheel, *others = lost
     if offline:
-        names = ", ".join(f"{one.name} {one.version} ({megabytes(one.size)})" for one in lost)
+        names = _few([f"{one.name} {one.version} ({megabytes(one.size)})" for one in lost])
         return FetchError(
             f"offline, and not in the wheelhouse nor in a folder: {len(lost)} of the wheels, {size}",
             found=f"missing: {names}; {'; '.join(lost[wheel])}",
@@ -164,13 +164,18 @@ def _cannot_be_had(lost: Mapping[Wheel, list[str]], bound: Mapping[Wheel, str], 
         )
     what = f"{wheel.name} {wheel.version} ({wheel.file}, sha256 {wheel.sha256}) cannot be had"
     if others:
-        what += f", nor can {', '.join(f'{other.name} {other.version}' for other in others)}: {size} in all"
+        what += f", nor can {_few([f'{other.name} {other.version}' for other in others])}: {size} in all"
     if name := bound.get(wheel):
         variable = "LABRIG_INDEX_" + name.upper().replace("-", "_")
         fix = f"{folder}, or a mirror by --index {name}=URL or {variable}=URL; no other build is taken"
     else:
         fix = f"{folder}, or an index that has it (UV_DEFAULT_INDEX or pip's settings, see `pip config list`)"
     return FetchError(what, found="; ".join(lost[wheel]), fix=fix)
+
+
+def _few(names: list[str]) -> str:
+    """The first names of a list that may be long."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class Pages:

@@ -71,7 +71,7 @@ def up(
     made = environment.make(todo, overrides=overrides, offline=offline)
     _say(f"built  {made.reference}")
     failure: LabrigError | None = None
-    out = labs.results_folder(root, made)
+    out = labs.results_folder(root, made, quick=quick)
     try:
         labs.run(root, made, out=out, quick=quick, stdout=sys.stderr.fileno())
     except LabrigError as error:

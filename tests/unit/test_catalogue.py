@@ -34,7 +34,7 @@ def test_rows_say_what_is_not_locked(tmp_path: Path) -> None:
     shutil.copytree(IMAGES, tmp_path / "images")
     table = spec.read(tmp_path / "images" / spec.TABLE)
     (tmp_path / "images" / "cuda" / "linux_x86_64.lock").unlink()
-    rows = {row[0]: dict(zip(catalogue.COLUMNS, row, strict=True)) for row in catalogue.rows(catalogue.entries(table))}
+    rows = {row[0]: dict(zip(catalogue.COLUMNS, row, strict=True)) for row in catalogue.rows(table)}
     assert rows["cuda"]["locked for"] == "(linux_x86_64: not locked)"
     assert rows["cpu"]["locked for"] == "linux_x86_64 (linux_aarch64: not locked)"
     cuda = table.targets["cuda"]

@@ -164,6 +164,40 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> engines.Environment:
         return samples.build(folder / "wheels")
 
 
+RESULTS = (
+    "import pathlib, sys\n"
+    "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
+    "out.mkdir(exist_ok=True)\n"
+    "(out / 'results.json').write_text('[]')\n"
+)
+
+
+def test_the_labs_run_in_the_environments_python_whatever_is_on_path(
+    made: engines.Environment, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "impostor").mkdir()
+    for name in ("python", "python3"):
+        (tmp_path / "impostor" / name).write_text("#!/bin/sh\nexit 0\n")
+        (tmp_path / "impostor" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'impostor'}{os.pathsep}{os.environ['PATH']}")
+    (root / "labs").mkdir()
+    (root / "labs" / "__main__.py").write_text(f"{RESULTS}(out / 'prefix').write_text(sys.prefix)")
+    out = labs.run(root, made, out=tmp_path / "out")
+    assert (out / "prefix").read_text() == made.reference
+    gone = dataclasses.replace(made, reference=str(tmp_path / "gone"))
+    with pytest.raises(BuildError, match="no program"):
+        labs.run(root, gone, out=tmp_path / "out")
+
+
+def test_a_runner_that_ends_well_and_leaves_no_results_is_an_error(
+    made: engines.Environment, root: Path, tmp_path: Path
+) -> None:
+    (root / "labs").mkdir()
+    (root / "labs" / "__main__.py").write_text("")
+    with pytest.raises(LabrigError, match="left no results"):
+        labs.run(root, made, out=tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("code", "error"),
     [(1, LabrigError), (2, UsageError), (3, HostError), (4, BuildError), (5, LabError), (130, KeyboardInterrupt)],
@@ -192,7 +226,7 @@ def test_a_runner_that_the_system_kills_is_no_interruption(
 def test_what_is_asked_of_labs_reaches_the_runner(made: engines.Environment, root: Path, tmp_path: Path) -> None:
     (root / "labs").mkdir()
     (root / "labs" / "__main__.py").write_text(
-        f"import json, os, sys\njson.dump([sys.argv[1:], os.getcwd()], open({str(tmp_path / 'asked')!r}, 'w'))"
+        f"{RESULTS}import json, os\njson.dump([sys.argv[1:], os.getcwd()], open({str(tmp_path / 'asked')!r}, 'w'))"
     )
     out = tmp_path / "out"
     assert labs.run(root, made, ["01", "06"], out=out, device="cpu", quick=True, jobs=1, as_json=True) == out
@@ -203,7 +237,7 @@ def test_what_is_asked_of_labs_reaches_the_runner(made: engines.Environment, roo
 
 def test_stdin_is_given_back_after_the_labs(made: engines.Environment, root: Path, tmp_path: Path) -> None:
     (root / "labs").mkdir()
-    (root / "labs" / "__main__.py").write_text("")
+    (root / "labs" / "__main__.py").write_text(RESULTS)
     before = os.fstat(0)
     descriptors = len(os.listdir("/dev/fd"))  # noqa: PTH208
     labs.run(root, made, out=tmp_path / "out")
@@ -216,6 +250,7 @@ def test_results_stand_in_the_checkout_and_elsewhere_only_with_a_word(
     made: engines.Environment, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert labs.results_folder(root, made) == root / "results" / "tiny-venv"
+    assert labs.results_folder(root, made, quick=True) == root / "results" / "tiny-venv-quick"
     assert capsys.readouterr().err == ""
     shutil.rmtree(root / "results")
     (root / "results").write_text("a file in the way")

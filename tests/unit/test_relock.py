@@ -221,6 +221,16 @@ def test_a_row_without_solution_leaves_everything_as_it_was(checkout: Checkout) 
     assert checkout.content() == before
 
 
+def test_a_row_without_solution_does_not_keep_the_others_from_being_locked(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout.edit("[targets.small]\n", '[targets.small]\npackages = ["absent"]\n')
+    error = refusal(checkout)
+    assert (error.code, "target small" in error.what) == (4, True)
+    assert {file.parent.name for file in checkout.images.glob("*/*.lock")} == {"plain"}
+    assert "changed images/" in capsys.readouterr().err
+
+
 def test_a_second_platform_without_solution_leaves_the_first_as_it_was(checkout: Checkout) -> None:
     checkout.lock("small")
     checkout.publish(samples.wheel("alpha", "2.0", "py3-none-manylinux_2_28_x86_64"))
