@@ -64,7 +64,7 @@ def test_a_read_only_checkout_builds_runs_labs_and_verifies(made: Environment, c
         },
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    results = cache / "results" / f"{made.target.name}-venv"
+    results = cache / "results" / f"{made.target.name}-venv-quick"
     environment_line, report_line = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
     assert Path(environment_line).resolve() == Path(made.reference).resolve()
     assert report_line.endswith(str(results / "report.html"))
