@@ -65,12 +65,16 @@ class Check:
 def judge(check: Check, expectation: Expectation, facts: Facts) -> Outcome:
     """Run one check. A fact the probe could not read fails it, with the probe's reason."""
     if not check.applies(expectation.engine, expectation.lock.platform):
-        scope = f"for {', '.join(check.engines)} on {', '.join(check.platforms)}"
-        return Outcome(NOT_APPLICABLE, "", "", scope)
+        return not_applicable(check)
     try:
         return check.run(expectation, facts)
     except _Unread as error:
         return Outcome(FAILED, check.says, "no such fact", str(error))
+
+
+def not_applicable(check: Check) -> Outcome:
+    """The outcome of a check that is for other environments, with those it is for."""
+    return Outcome(NOT_APPLICABLE, "", "", f"for {', '.join(check.engines)} on {', '.join(check.platforms)}")
 
 
 class _Unread(Exception):

@@ -159,7 +159,5 @@ def _result(check: checks.Check, environment: Environment, outcomes: dict[str, c
         # Declared, for this environment, and yet no outcome: that is a failure, whatever pytest said.
         outcome = checks.Outcome(checks.FAILED, check.says, "no outcome", "the check was declared but did not run")
     else:
-        outcome = checks.Outcome(
-            checks.NOT_APPLICABLE, "", "", f"for {', '.join(check.engines)} on {', '.join(check.platforms)}"
-        )
+        outcome = checks.not_applicable(check)
     return Result(check.id, check.says, outcome.status, outcome.expected, outcome.found, outcome.reason)
