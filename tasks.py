@@ -153,7 +153,7 @@ def labs(
     """Run the labs inside the environment; ends with a table and where the report lies."""
     from labrig import environment, labs
 
-    made = environment.build(ROOT, target or None, engine or None, offline=offline)
+    made = environment.use(ROOT, target or None, engine or None, offline=offline)
     labs.run(
         ROOT,
         made,
@@ -187,7 +187,7 @@ def verify(
     """Run every declared check against the environment; exit 6 if one fails."""
     from labrig import environment, verify
 
-    made = environment.build(ROOT, target or None, engine or None, offline=offline)
+    made = environment.use(ROOT, target or None, engine or None, offline=offline)
     record = verify.verify(made, require_device=require_device)
     if json:
         cli.print_json(record.to_json())

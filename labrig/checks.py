@@ -8,11 +8,12 @@ neither a skip nor a pass. A skip always has a reason and never counts as a pass
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from packaging.utils import canonicalize_version
 
+from labrig import image
 from labrig.lock import Lock
 from labrig.spec import Target
 
@@ -35,6 +36,7 @@ class Expectation:
     lock: Lock
     engine: str
     require_device: bool
+    labs: Mapping[str, str] = field(default_factory=dict)  # a checkout's labs, file -> SHA-256; for images
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,135 @@ def check_network(e: Expectation, facts: Facts) -> Outcome:
     return _same("none", "; ".join(attempts) or "none", "something here looks for the network by itself")
 
 
+# --- images only: what the engine says of the image, and what the probe sees in a container of it -------------------
+
+
+def check_labels(e: Expectation, facts: Facts) -> Outcome:
+    """Every label is the row's, and so is the tag; other checks compare the row with what is inside."""
+    found = _fact(facts, "image", "labels")
+    expected = {key: value for key, value in image.labels(e.target, e.lock).items() if key != image.LOCK}
+    wrong = [f"{key}={found.get(key, 'missing')}, the row says {value}" for key, value in expected.items()
+             if found.get(key) != value]  # fmt: skip
+    tag = f"{image.name(e.target)}:{e.target.torch}-"
+    tags = list(_fact(facts, "image", "tags"))
+    if not any(one.startswith(tag) for one in tags):
+        wrong.append(f"tags {' '.join(tags) or 'none'}, the row says {tag}...")
+    if wrong:
+        return Outcome(FAILED, f"{len(expected)} labels and the tag as the row", "; ".join(wrong), "the image lies")
+    return Outcome(PASSED, f"{len(expected)} labels and the tag as the row", tags[0])
+
+
+def check_lock(e: Expectation, facts: Facts) -> Outcome:
+    """The image's label names the lock that is committed."""
+    found = str(_fact(facts, "image", "labels").get(image.LOCK, "missing"))
+    return _same(e.lock.digest[:12], found[:12], "the image was made from another lock")
+
+
+def check_user(e: Expectation, facts: Facts) -> Outcome:
+    """The image's own user is not root, and it is who runs in a container."""
+    named = str(_fact(facts, "image", "user"))
+    uid, gid = _fact(facts, "user", "uid"), _fact(facts, "user", "gid")
+    expected = "a user other than root, by number"
+    if uid == 0 or named != f"{uid}:{gid}":
+        return Outcome(FAILED, expected, f"USER {named or 'none'}, runs as {uid}:{gid}", "labs must not run as root")
+    return Outcome(PASSED, expected, f"{_fact(facts, 'user', 'name') or 'no name'} {named}")
+
+
+def check_home(e: Expectation, facts: Facts) -> Outcome:
+    """The user's home is theirs and can be written to."""
+    user = _fact(facts, "user")
+    writable = _fact(facts, "user", "home_writable")
+    found = f"{user['home']}, owner {user['home_uid']}, mode {user['home_mode']}"
+    good = user["home"] == image.HOME and user["home_uid"] == user["uid"] and writable == "yes"
+    reason = "" if good else f"writing there: {writable}"
+    return Outcome(PASSED if good else FAILED, f"{image.HOME}, the user's, writable", found, reason)
+
+
+def check_shm(e: Expectation, facts: Facts) -> Outcome:
+    """Shared memory has room: a quarter of memory at least, and 96 MB of batches in flight between two workers."""
+    size, memory = _fact(facts, "shm", "bytes"), _fact(facts, "shm", "memory")
+    workers = _fact(facts, "shm", "workers")
+    expected = f"at least {memory / 4e9:.1f} GB, and large batches pass"
+    if size * 4 < memory or workers != "ok":
+        reason = "start the container with a larger --shm-size" if workers == "ok" else str(workers)
+        return Outcome(FAILED, expected, f"{size / 1e9:.2f} GB", reason)
+    return Outcome(PASSED, expected, f"{size / 1e9:.1f} GB")
+
+
+def check_labs(e: Expectation, facts: Facts) -> Outcome:
+    """The labs in the image are the checkout's, byte for byte."""
+    found = _fact(facts, "labs")
+    wrong = [f"{name} is missing" for name in e.labs if name not in found]
+    wrong += [f"{name} is not in the checkout" for name in found if name not in e.labs]
+    wrong += [f"{name} differs" for name, sha256 in e.labs.items() if found.get(name, sha256) != sha256]
+    if wrong or not e.labs:
+        return Outcome(FAILED, f"{len(e.labs)} files", "; ".join(sorted(wrong)[:5]), "build the image again")
+    return Outcome(PASSED, f"{len(e.labs)} files", f"{len(found)} files as in the checkout")
+
+
+def _none_of(facts: Facts, keys: tuple[str, ...], expected: str, reason: str) -> Outcome:
+    if unread := _fact(facts, "system", "unread"):
+        return Outcome(FAILED, "all folders can be read", "; ".join(unread[:3]), "so it is not known what is in there")
+    found = sorted({one for key in keys for one in _fact(facts, "system", key)})
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        return Outcome(FAILED, expected, "; ".join(found[:5]) + more, reason)
+    return Outcome(PASSED, expected, "none")
+
+
+def check_rights(e: Expectation, facts: Facts) -> Outcome:
+    """Nothing may be written by everyone but the folders for temporary files; no program gives rights away."""
+    expected = "nothing world-writable, setuid, setgid or with capabilities"
+    return _none_of(facts, ("open", "privileged"), expected, "a student could change it, or become another user by it")
+
+
+def check_leftovers(e: Expectation, facts: Facts) -> Outcome:
+    """No cache of pip or uv, no wheel, no package list, no temporary file was left in a layer."""
+    return _none_of(facts, ("left",), "no caches, wheels, package lists, temporary files", "every student pulls that")
+
+
+def check_cuda_stack(e: Expectation, facts: Facts) -> Outcome:
+    """There is one CUDA in the image, the wheels' own, and none at all in an image for the CPU."""
+    found: list[str] = list(_fact(facts, "system", "cuda"))
+    foreign = [path for path in found if e.target.device != "cuda" or not any(one in path for one in SITE_CUDA)]
+    versions: dict[str, set[str]] = {}
+    for path in found:
+        name, _, version = path.rsplit("/", 1)[-1].partition(".so")
+        versions.setdefault(name, set()).add(version.lstrip(".").partition(".")[0])
+    double = [f"{name} {' and '.join(sorted(majors))}" for name, majors in versions.items() if len(majors - {""}) > 1]
+    expected = "one, brought by the wheels" if e.target.device == "cuda" else "none"
+    if foreign or double:
+        return Outcome(FAILED, expected, "; ".join([*foreign, *double][:5]), "torch may load the wrong one")
+    if e.target.device == "cuda" and not found:
+        return Outcome(FAILED, expected, "none", "the wheels' CUDA libraries are not there")
+    return Outcome(PASSED, expected, " ".join(sorted(versions)) or "none")
+
+
+def check_confined(e: Expectation, facts: Facts) -> Outcome:
+    """torch computes with no network, a read-only root, no capability and no way to gain one."""
+    shut = _fact(facts, "confined", "confinement")
+    expected = "kernel and workers on the CPU with --network none --read-only --cap-drop ALL"
+    open_ = [name for name, is_open in (
+        ("a network", shut["interfaces"] != ["lo"]), ("a writable root", not shut["read_only"]),
+        ("capabilities", shut["capabilities"] != 0), ("new privileges", not shut["no_new_privileges"]),
+    ) if is_open]  # fmt: skip
+    if open_:
+        return Outcome(
+            FAILED, expected, f"it has {', '.join(open_)}", "the container was not shut in, nothing is proven"
+        )
+    for name, found in (
+        ("torch", _fact(facts, "confined", "torch", "version")),
+        ("kernel", _fact(facts, "confined", "device", "cpu", "kernel")),
+        ("workers", _fact(facts, "confined", "dataloader")),
+    ):
+        if name != "torch" and found != "ok":
+            return Outcome(FAILED, expected, f"{name}: {found}", "it works in an open container only")
+    return Outcome(PASSED, expected, "both work")
+
+
+SITE_CUDA = ("/site-packages/nvidia/", "/site-packages/torch/")  # where wheels put CUDA's libraries
+DOCKER = ("docker",)
+
 CHECKS = (
     Check("python", "the interpreter's minor version is the row's", check_python),
     Check("torch", "torch is the pinned version and build", check_torch),
@@ -218,4 +349,14 @@ CHECKS = (
     Check("libraries", "shared libraries load", check_libraries),
     Check("dataloader", "DataLoader works with 2 workers", check_dataloader),
     Check("network", "no network is needed", check_network),
+    Check("labels", "labels and tag tell the truth", check_labels, DOCKER),
+    Check("lock", "the image was made from the committed lock", check_lock, DOCKER),
+    Check("user", "the user is not root", check_user, DOCKER),
+    Check("home", "the user's home is theirs", check_home, DOCKER),
+    Check("shm", "shared memory holds the workers' batches", check_shm, DOCKER),
+    Check("labs", "the labs are the checkout's", check_labs, DOCKER),
+    Check("rights", "no rights to change or gain anything", check_rights, DOCKER),
+    Check("leftovers", "nothing was left behind by the build", check_leftovers, DOCKER),
+    Check("cuda-stack", "there is no second CUDA", check_cuda_stack, DOCKER),
+    Check("confined", "it works shut in", check_confined, DOCKER),
 )

@@ -35,6 +35,8 @@ class Plan:
 def plan(root: Path, name: str | None = None, engine: str | None = None) -> Plan:
     """Choose target and engine and read the lock; nothing is fetched or written.
 
+    Without ``engine`` the first of the row's is taken.
+
     Raises:
         SpecError, UsageError: the table, or a name.
         HostError: this host cannot make the target, or no target fits it.
@@ -53,9 +55,46 @@ def plan(root: Path, name: str | None = None, engine: str | None = None) -> Plan
         )
     if reason := module.check(target, host):
         raise HostError(reason, fix="invoke doctor says which targets this machine can run")
-    if host.platform is None:
+    return Plan(table, target, engine, lock.load(target, engine_platform(engine, host), root / "images"), host)
+
+
+def engine_platform(engine: str, host: Host) -> str:
+    """The platform of what an engine makes on a host: containers are Linux everywhere.
+
+    Raises:
+        HostError: labrig has no name for it.
+    """
+    platform = host.container_platform if engine == "docker" else host.platform
+    if platform is None:
         raise HostError(f"labrig knows no platform for {host.os} {host.arch}", fix="invoke doctor")
-    return Plan(table, target, engine, lock.load(target, host.platform, root / "images"), host)
+    return platform
+
+
+def usable_engine(root: Path, name: str | None = None) -> tuple[str, str]:
+    """The first of a target's engines that this host can use, and why each one before it cannot be.
+
+    Docker is usable where its engine answers and the base can be had. Where none is, the first one is given, and
+    whoever goes on with it is told what is wrong.
+    """
+    table = spec.read(root / "images" / spec.TABLE)
+    host = read_host()
+    target = table.pick(name) if name else pick_best(table, host)
+    passed_over: list[str] = []
+    for engine in target.engines:
+        reason = engines.load(engine).check(target, host)
+        if not reason and engine == "docker":
+            reason = host.docker_error if host.docker is None else _no_image(target, host, root)
+        if not reason:
+            return engine, "; ".join(passed_over)
+        passed_over.append(f"{engine} cannot be used here: {reason}")
+    return target.engines[0], ""
+
+
+def _no_image(target: Target, host: Host, root: Path) -> str:
+    from labrig import base, image
+
+    platform = engine_platform("docker", host)
+    return image.lacking() or base.lacking(target, platform, root / "images")
 
 
 def pick_best(table: Table, host: Host) -> Target:
@@ -102,7 +141,20 @@ def make(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False) ->
         fetch(todo.table, todo.target, todo.lock, overrides=overrides, offline=offline)
         return home.wheels()
 
-    return engines.load(todo.engine).build(todo.target, todo.lock, fetch_wheels, offline=offline)
+    root = todo.table.path.parents[1]
+    return engines.load(todo.engine).build(todo.target, todo.lock, fetch_wheels, root=root, offline=offline)
+
+
+def use(root: Path, name: str | None = None, engine: str | None = None, *, offline: bool = False) -> Environment:
+    """The environment that labs, shell and verify enter: built if need be, by ``engine`` or by the first usable one.
+
+    Which one was taken instead of the row's first is said on stderr. Raises what :func:`build` raises.
+    """
+    if engine is None:
+        engine, why = usable_engine(root, name)
+        if why:
+            print(f"engine {engine}: {why}", file=sys.stderr)
+    return build(root, name, engine, offline=offline)
 
 
 def fetch(
@@ -136,32 +188,42 @@ def fetch_by_name(
 
     Raises what :func:`plan` and :func:`fetch` raise.
     """
-    if platform is None:
-        todo = plan(root, name)
-        table, target, locked = todo.table, todo.target, todo.lock
-    else:
-        table = spec.read(root / "images" / spec.TABLE)
-        target = table.pick(name) if name else pick_best(table, read_host())
-        if platform not in target.platforms:
-            raise UsageError(
-                f"target {target.name} has no platform {platform!r}",
-                found=f"its platforms: {', '.join(target.platforms)}",
-                fix="name one of these with --platform",
-            )
-        locked = lock.load(target, platform, root / "images")
+    table = spec.read(root / "images" / spec.TABLE)
+    host = read_host()
+    target = table.pick(name) if name else pick_best(table, host)
+    platform = platform or _platform_here(target, host)
+    if platform not in target.platforms:
+        raise UsageError(
+            f"target {target.name} has no platform {platform!r}",
+            found=f"its platforms: {', '.join(target.platforms)}",
+            fix="name one of these with --platform",
+        )
+    locked = lock.load(target, platform, root / "images")
     fetch(table, target, locked, overrides=overrides, offline=offline)
     return home.wheels()
 
 
+def _platform_here(target: Target, host: Host) -> str:
+    """The platform that some engine of a target makes here; whether Docker answers does not matter for its wheels."""
+    reasons = []
+    for engine in target.engines:
+        if not (reason := engines.load(engine).check(target, host)):
+            return engine_platform(engine, host)
+        reasons.append(reason)
+    raise HostError(reasons[0], fix="--platform fetches for another machine; invoke doctor says what fits this one")
+
+
 def enter(root: Path, name: str | None, engine: str | None, command: str, *, offline: bool = False) -> None:
     """Open a shell in an environment, or run one command line there; the process ends with its exit code."""
-    made = build(root, name, engine, offline=offline)
-    shell = os.environ.get("SHELL") or "/bin/sh"
-    argv = ["/bin/sh", "-c", command] if command else [shell, "-i"]
+    made = use(root, name, engine, offline=offline)
     if not command:
         print(f"target {made.target.name} ({made.reference}); leave with exit", file=sys.stderr)
-    with engines.load(made.engine).session(made) as session:
-        code = session.run(argv)
+    here = Path.cwd() if Path.cwd().is_relative_to(root) else root
+    with engines.load(made.engine).session(made, "shell", [root]) as session:
+        inside = session.labs is not None  # a container: this machine's shell and other folders are not there
+        shell = "/bin/bash" if inside else os.environ.get("SHELL") or "/bin/sh"
+        argv = ["/bin/sh", "-c", command] if command else [shell, "-i"]
+        code = session.run(argv, cwd=here if inside else None)
     raise SystemExit(code)
 
 

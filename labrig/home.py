@@ -30,6 +30,16 @@ def links() -> Path:
     return root() / "links"
 
 
+def bases() -> Path:
+    """Root file systems that images stand on, by digest."""
+    return root() / "bases"
+
+
+def contexts() -> Path:
+    """Build contexts of images, one a target."""
+    return root() / "contexts"
+
+
 def uv_cache() -> Path:
     """uv's own cache, beside the environments so that it can hard-link into them."""
     return root() / "uv"

@@ -8,14 +8,14 @@ import platform
 import re
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from . import daemon
 from .errors import UsageError
 
 SYSTEMS = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
@@ -60,6 +60,12 @@ class Host:
         """The name that labrig/data uses: linux_x86_64, linux_aarch64, macos_arm64, windows_amd64; None for others."""
         name = f"{self.os}_{'amd64' if (self.os, self.arch) == ('windows', 'x86_64') else self.arch}"
         return name if name in ("linux_x86_64", "linux_aarch64", "macos_arm64", "windows_amd64") else None
+
+    @property
+    def container_platform(self) -> str | None:
+        """What containers on this machine are: Linux of its own architecture, whatever its system is."""
+        arch = {"x86_64": "linux_x86_64", "aarch64": "linux_aarch64", "arm64": "linux_aarch64"}
+        return arch.get(self.arch)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; ``from_json`` reads it back."""
@@ -198,7 +204,7 @@ def read_host(
         host = replace(host, os_version=uname.version)
     if system != "macos":
         host = _nvidia(host, root, run, seconds)
-    version, why_not = _docker()
+    version, why_not = daemon.ask()
     return replace(host, docker=version, docker_error=why_not)
 
 
@@ -318,34 +324,3 @@ def _nvidia(host: Host, root: Path, run: Run, seconds: float) -> Host:
 
 def _query(program: str, columns: Sequence[str], run: Run, seconds: float) -> Answer:
     return run([program, f"--query-gpu={','.join(columns)}", "--format=csv,noheader,nounits"], seconds)
-
-
-def _docker() -> tuple[str | None, str]:
-    """The version of the Docker engine that answers, or None and why none does."""
-    import docker
-    from docker.context import ContextAPI
-    from docker.errors import DockerException
-
-    try:
-        address = os.environ.get("DOCKER_HOST") or ContextAPI.kwargs_from_context().get("base_url", "")
-        if address.startswith("unix://"):
-            # The SDK wraps the reason of a failed connection three times, and leaves its socket open.
-            with socket.socket(socket.AF_UNIX) as knock:
-                knock.settimeout(3)
-                knock.connect("/" + address.removeprefix("unix://").lstrip("/"))
-        with closing(docker.from_env(timeout=3)) as client:
-            client.ping()
-            return str(client.version()["Version"]), ""
-    except (DockerException, OSError, KeyError, TypeError, ValueError) as error:
-        return None, _why_no_docker(error)
-
-
-def _why_no_docker(error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return "permission denied: this user may not talk to the Docker engine"
-    if isinstance(error, ConnectionRefusedError):
-        return "not running: the connection is refused"
-    if isinstance(error, FileNotFoundError):
-        there = shutil.which("dockerd") or shutil.which("docker")
-        return "not running: there is a docker program, but no engine's socket" if there else "not installed"
-    return str(error).partition("\n")[0] or type(error).__name__

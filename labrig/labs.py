@@ -44,8 +44,11 @@ def run(
     out = out or results_folder(root, environment, quick=quick)
     command = ["-m", "labs", "run", *labs, "--out", str(out), "--device", device, "--jobs", str(jobs)]
     command += ["--quick"] * quick + ["--json"] * as_json
-    with engines.load(environment.engine).session(environment) as session, _lifeline():
-        code = session.run([session.python, *command], cwd=root, env={"LAB_PARENT_ON_STDIN": "1"}, stdout=stdout)
+    out.mkdir(parents=True, exist_ok=True)
+    with engines.load(environment.engine).session(environment, "labs", [out]) as session, _lifeline():
+        code = session.run(
+            [session.python, *command], cwd=session.labs or root, env={"LAB_PARENT_ON_STDIN": "1"}, stdout=stdout
+        )
     raise_for(code, environment, out)
     if not (out / RESULTS).is_file():
         raise LabrigError(

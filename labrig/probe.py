@@ -4,9 +4,10 @@ It needs the standard library only, never labrig, because the environment has no
 there. It judges nothing. Everything it says is read from the running environment, none of it from a name.
 
     python probe.py            the facts on stdout, exit 0; a fact that cannot be had is {"error": "..."}
+    python probe.py image      these and those of a container, as its user sees them
     python probe.py files ...  these facts alone, one JSON line [name, fact, connections] each, as they are read
 
-The first form runs the second in a process of its own: a library cut short on disk kills whoever loads it (SIGBUS),
+The first two run the third in a process of its own: a library cut short on disk kills whoever loads it (SIGBUS),
 and that, too, has to become a fact beside the others.
 """
 
@@ -218,6 +219,159 @@ def read_dataloader() -> object:
     return "ok" if got == expected else f"got {got}, expected {expected}"
 
 
+# --- what is asked in a container only --------------------------------------------------------------------------------
+
+LABS = "/opt/labrig/labs"
+IN_FLIGHT = 96 << 20  # bytes that wait in shared memory at once: more than the 64 MB that a container has by default
+
+
+def read_user() -> object:
+    """Who runs here, and whether the home is theirs: a file is written there and read back."""
+    import pwd
+    import stat
+    import tempfile
+
+    home = os.path.expanduser("~")
+    found = os.stat(home)
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = ""
+    try:
+        with tempfile.NamedTemporaryFile(dir=home) as file:
+            file.write(b"labrig")
+            file.flush()
+            with open(file.name, "rb") as again:
+                writable = "yes" if again.read() == b"labrig" else "what was written cannot be read"
+    except OSError as error:
+        writable = f"{type(error).__name__}: {error}"
+    return {
+        "uid": os.getuid(),
+        "gid": os.getgid(),
+        "name": name,
+        "home": home,
+        "home_uid": found.st_uid,
+        "home_mode": "%o" % stat.S_IMODE(found.st_mode),
+        "home_writable": writable,
+    }
+
+
+class Large:
+    """Samples of 12 MB: two workers that run ahead by two each keep IN_FLIGHT bytes in shared memory."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, i: int) -> object:
+        import torch
+
+        return torch.full((IN_FLIGHT // 8 // 4,), float(i))
+
+
+def read_shm() -> object:
+    """The size of /dev/shm in bytes, the memory's, and "ok" if DataLoader workers can keep large batches there."""
+    from torch.utils.data import DataLoader
+
+    found = os.statvfs("/dev/shm")
+    facts: dict[str, object] = {
+        "bytes": found.f_blocks * found.f_frsize,
+        "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    }
+    try:
+        total = 0.0
+        for batch in DataLoader(Large(), batch_size=2, num_workers=2, prefetch_factor=2, timeout=60):
+            time.sleep(0.05)  # a training step: workers run ahead meanwhile
+            total += float(batch[:, -1].sum())
+        facts["workers"] = "ok" if total == sum(range(16)) else f"batches sum to {total}"
+    except RuntimeError as error:
+        facts["workers"] = " ".join(str(error).split())[:300]
+    return facts
+
+
+def read_labs() -> object:
+    """The files of the labs, as path -> SHA-256; what Python compiled is left out."""
+    found = {}
+    for folder, folders, files in os.walk(LABS):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        for name in files:
+            path = os.path.join(folder, name)
+            with open(path, "rb") as file:
+                found[os.path.relpath(path, LABS)] = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found:
+        raise FileNotFoundError(f"no files in {LABS}")
+    return found
+
+
+STICKY = ("/tmp", "/var/tmp", "/run/lock", "/var/lock")  # everyone may write there, and remove only what is theirs
+CUDA_PARTS = ("libcudart.so", "libcublas.so", "libcudnn.so", "libnccl.so", "libcufft.so")
+ENDED = (  # what a build leaves behind that nobody will read again
+    ("/var/lib/apt/lists/", "package lists"),
+    ("/var/cache/apt/archives/", "packages"),
+    ("/tmp/", "a temporary file"),
+    ("/var/tmp/", "a temporary file"),
+)
+
+
+def read_system() -> object:
+    """The image's own file system, read by root: who may write or gain rights where, and what a build left behind."""
+    import stat
+
+    facts: dict[str, list[str]] = {"open": [], "privileged": [], "left": [], "cuda": [], "unread": []}
+    own = os.lstat("/").st_dev
+    kept = ("/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock")
+
+    def unread(error: OSError) -> None:
+        facts["unread"].append(f"{error.filename}: {error.strerror}")
+
+    for folder, folders, files in os.walk("/", onerror=unread):
+        for name in [*folders, *files]:
+            path = os.path.join(folder, name)
+            found = os.lstat(path)
+            if found.st_dev != own or stat.S_ISLNK(found.st_mode):
+                continue
+            plain = stat.S_ISREG(found.st_mode)
+            shared = path in STICKY and found.st_mode & stat.S_ISVTX
+            if found.st_mode & stat.S_IWOTH and not stat.S_ISCHR(found.st_mode) and not shared:
+                facts["open"].append(path)
+            if plain and (found.st_mode & (stat.S_ISUID | stat.S_ISGID) or _has_capability(path, found.st_mode)):
+                facts["privileged"].append(path)
+            if plain and path not in kept:
+                facts["left"] += [f"{path} ({what})" for where, what in ENDED if path.startswith(where)]
+                if "/.cache/" in path:
+                    facts["left"].append(f"{path} (a cache)")
+                if name.endswith(".whl") and not path.startswith("/usr/share/python-wheels/"):
+                    facts["left"].append(f"{path} (a wheel)")
+            if name.startswith(CUDA_PARTS):
+                facts["cuda"].append(path)
+        folders[:] = [name for name in folders if os.lstat(os.path.join(folder, name)).st_dev == own]
+    return facts
+
+
+def _has_capability(path: str, mode: int) -> bool:
+    """Whether a program gains rights when it is started, by its extended attribute (capabilities(7))."""
+    if not mode & 0o111:
+        return False
+    try:
+        os.getxattr(path, "security.capability")
+    except OSError:
+        return False
+    return True
+
+
+def read_confinement() -> object:
+    """How far this process is shut in: what it may do, what it sees of a network, whether it may write to the root."""
+    with open("/proc/self/status") as file:
+        status = dict(line.rstrip().split(":\t", 1) for line in file if ":\t" in line)
+    return {
+        "capabilities": int(status["CapEff"], 16) | int(status["CapPrm"], 16) | int(status["CapBnd"], 16),
+        "no_new_privileges": status.get("NoNewPrivs", "").strip() == "1",
+        "interfaces": sorted(os.listdir("/sys/class/net")),
+        "read_only": bool(os.statvfs("/").f_flag & os.ST_RDONLY),
+    }
+
+
+CONFINED = ("confinement", "torch", "device", "dataloader")  # what is asked in a container that is shut in
+
 READERS = {
     "python": read_python,
     "packages": read_packages,
@@ -227,6 +381,8 @@ READERS = {
     "libraries": read_libraries,
     "dataloader": read_dataloader,
 }
+IMAGE_READERS = {"user": read_user, "shm": read_shm, "labs": read_labs}
+ALL_READERS = {**READERS, **IMAGE_READERS, "system": read_system, "confinement": read_confinement}
 
 
 def answer(names: list[str]) -> None:
@@ -241,7 +397,7 @@ def answer(names: list[str]) -> None:
     site.main()  # only now (the process was started with -S): what installs itself by .pth is watched as well
     for name in names:
         try:
-            fact = READERS[name]()
+            fact = ALL_READERS[name]()
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             fact = {"error": f"{type(error).__name__}: {error} ({last.name}, line {last.lineno})"}
@@ -249,11 +405,11 @@ def answer(names: list[str]) -> None:
         before = len(CONNECTIONS)
 
 
-def read_all() -> dict[str, object]:
+def read_all(names: list[str]) -> dict[str, object]:
     """The document. A reader whose process dies is answered for by the way it died; the next ones go on without it."""
     facts: dict[str, object] = {}
     connections: list[str] = []
-    waiting = list(READERS)
+    waiting = list(names)
     while waiting:
         # -I: neither this file's folder nor the caller's PYTHON* variables nor the user's site say what is importable.
         command = [sys.executable, "-I", "-S", os.path.abspath(__file__), *waiting]
@@ -270,10 +426,10 @@ def read_all() -> dict[str, object]:
 
 
 def main() -> None:
-    if sys.argv[1:]:
-        answer(sys.argv[1:])
+    if sys.argv[1:] in ([], ["image"]):
+        json.dump(read_all([*READERS, *(IMAGE_READERS if sys.argv[1:] else ())]), sys.stdout)
     else:
-        json.dump(read_all(), sys.stdout)
+        answer(sys.argv[1:])
 
 
 if __name__ == "__main__":

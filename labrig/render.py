@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import lock
+from labrig import base, image, lock
 from labrig.errors import LockError, PendingError
 from labrig.files import write_atomically
 from labrig.lock import Lock
@@ -36,7 +36,7 @@ def render(table: Table, target: Target, templates: Path) -> dict[Path, str]:
     environment = _environment(templates)
     files = {}
     for locked in locks:
-        text = environment.get_template("requirements.txt.j2").render(target=target, lock=locked)
+        text = render_requirements(target, locked, templates)
         files[images / target.name / f"requirements-{locked.platform}.txt"] = text
     files[images / target.name / "setup.sh"] = environment.get_template("setup.sh.j2").render(
         target=target,
@@ -44,7 +44,31 @@ def render(table: Table, target: Target, templates: Path) -> dict[Path, str]:
         index=table.indexes[target.index] if target.index else None,
         index_variable=f"LABRIG_INDEX_{target.index.upper().replace('-', '_')}" if target.index else None,
     )
+    if "docker" in target.engines:
+        files[images / target.name / "Dockerfile"] = render_dockerfile(target, locks[0], templates, images)
+        ignore = environment.get_template("Dockerfile.dockerignore.j2").render(target=target)
+        files[images / target.name / "Dockerfile.dockerignore"] = ignore
     return files
+
+
+def render_requirements(target: Target, locked: Lock, templates: Path) -> str:
+    """A lock in pip's form."""
+    return _environment(templates).get_template("requirements.txt.j2").render(target=target, lock=locked)
+
+
+def render_dockerfile(target: Target, locked: Lock, templates: Path, images: Path) -> str:
+    """The Dockerfile of a target; ``locked`` is its lock for the platform that the Dockerfile takes by default."""
+    return (
+        _environment(templates)
+        .get_template("Dockerfile.j2")
+        .render(
+            target=target,
+            platform=locked.platform,
+            name=image.name(target),
+            base=base.default(target, images),
+            labels=image.labels(target, locked),
+        )
+    )
 
 
 def render_all(table: Table, templates: Path) -> dict[Path, str]:
@@ -120,6 +144,7 @@ def remove_strays(table: Table, files: dict[Path, str]) -> list[Path]:
 def _strays(table: Table, files: dict[Path, str]) -> list[Path]:
     images = table.path.parent
     locks = {lock.path(images, t.name, p) for t in table.targets.values() for p in t.platforms}
+    locks |= {images / target.name / base.LOCK for target in table.targets.values() if target.base == "registry"}
     kept = set(files) | locks | {table.path}
     found = (file for file in images.rglob("*") if file.is_file() and file not in kept)
     # Hidden files are the desktop's and the editor's, unless a killed command left one of ours half-written.

@@ -23,8 +23,22 @@ MINOR = re.compile(r"3\.\d+")
 # What RFC 3986 lets stand in an address, without the characters that mean something inside quotes to sh or TOML.
 ADDRESS = re.compile(r"(https?|file)://[A-Za-z0-9._~:/?#\[\]@!&()*+,;=%-]+")
 ENGINES = ("docker", "venv", "conda")
+BASES = ("bootstrap", "registry")
+# A reference without tag or digest mistaken for one another: [HOST[:PORT]/]PATH[:TAG] (distribution/reference).
+IMAGE = re.compile(r"[a-z0-9][a-z0-9.-]*(:\d+)?(/[a-z0-9][a-z0-9._-]*)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?")
+# A target's name becomes a part of its image's (distribution/reference: path-component).
+IMAGE_PART = re.compile(r"[a-z0-9]+(-+[a-z0-9]+)*")
 PLATFORMS = ("linux_x86_64", "linux_aarch64", "macos_arm64")  # Windows users run the Linux targets in WSL2
 MPS = "mps"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A Debian release that images stand on, by its code name, with the Python it brings."""
+
+    name: str
+    python: str  # minor, "3.11"
+    image: str  # what a registry calls it, "debian:bookworm-slim"
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,8 @@ class Target:
     index: str | None  # name in [indexes] that torch and companions come from; None = the default index
     unlocked: Mapping[str, str]  # platform -> why no lock can be made for it
     why: str
+    base: str  # where the image under the wheels comes from: "bootstrap" or "registry"
+    suite: Suite | None  # the Debian release whose Python is the row's; None: no image can be made
     # derived from labrig/data
     cuda: str | None  # "13.0"
     min_driver: str | None  # lowest NVIDIA driver on Linux
@@ -105,10 +121,11 @@ def read(path: Path) -> Table:
 
 def parse(data: Mapping[str, Any], path: Path) -> Table:
     """Validate an already parsed table; see :func:`read`."""
-    top = _Row(path.name, "the top level", data, {"defaults", "indexes", "targets"})
-    defaults = _Row(path.name, "[defaults]", top.table("defaults"), {"packages", "engines"})
+    top = _Row(path.name, "the top level", data, {"defaults", "indexes", "suites", "targets"})
+    defaults = _Row(path.name, "[defaults]", top.table("defaults"), {"packages", "engines", "base"})
     indexes_row = _Row(path.name, "[indexes]", top.table("indexes"), None)
     indexes = {name: indexes_row.index_url(name) for name in indexes_row.data}
+    suites = [_suite(name, path.name, top) for name in top.table("suites")]
     rows = top.table("targets")
     if not rows:
         top.fail("targets", "no rows", "at least one [targets.NAME] table")
@@ -121,18 +138,27 @@ def parse(data: Mapping[str, Any], path: Path) -> Table:
                 fix="1 to 40 of a-z, 0-9 and -, as in [targets.cuda-legacy]",
             )
         row = _Row(path.name, f"[targets.{name}]", top.nested("targets", name), _KEYS)
-        targets[name] = _target(name, row, defaults, indexes)
+        targets[name] = _target(name, row, defaults, indexes, suites)
     return Table(path, MappingProxyType(targets), MappingProxyType(indexes))
 
 
 _DERIVED = ("cuda", "min_driver", "capabilities", "glibc", "macos")
 _KEYS = frozenset(
     {"torch", "variant", "python", "index", "platforms", "packages", "companions", "engines", "unlocked", "why"}
+    | {"base", "suite"}
     | set(_DERIVED)
 )
 
 
-def _target(name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str]) -> Target:
+def _suite(name: str, file: str, top: _Row) -> Suite:
+    if not NAME.fullmatch(name):
+        top.fail("suites", _shown(name), "Debian's code names, as in [suites.trixie]")
+    row = _Row(file, f"[suites.{name}]", top.nested("suites", name), {"python", "image"})
+    python = row.matching("python", MINOR, 'the Python of that Debian release, such as "3.13"')
+    return Suite(name, python, row.matching("image", IMAGE, f'the name of its image, such as "debian:{name}-slim"'))
+
+
+def _target(name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str], suites: Iterable[Suite]) -> Target:
     torch = row.matching("torch", EXACT, 'an exact version in quotes, such as "2.13.0"')
     release = compat.release(torch)
     if release is None:
@@ -148,6 +174,9 @@ def _target(name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str]) ->
         row.fail(
             "engines", "docker", "venv or conda: a container on a Mac cannot reach the GPU (pytorch/pytorch#81224)"
         )
+    suite = _suite_of(row, python, suites)
+    if "docker" in engines:
+        _check_image(name, row, python, suite, suites)
     unlocked = row.table("unlocked")
     for platform, reason in unlocked.items():
         if platform not in platforms:
@@ -170,6 +199,8 @@ def _target(name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str]) ->
         index=index,
         unlocked=MappingProxyType(dict(unlocked)),
         why=row.text("why"),
+        base=(row if "base" in row.data else defaults).word("base", BASES) if "docker" in engines else BASES[0],
+        suite=suite,
         cuda=".".join(cuda.split(".")[:2]) if cuda else None,
         min_driver=compat.driver_floor(variant, cuda) if cuda else None,
         archs=MappingProxyType({p: a for p in platforms if cuda and (a := compat.archs(torch, variant, p))}),
@@ -178,6 +209,27 @@ def _target(name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str]) ->
     )
     _cross_check(row, target)
     return target
+
+
+def _suite_of(row: _Row, python: str, suites: Iterable[Suite]) -> Suite | None:
+    """The suite that the row names, or the one whose Python is the row's: the two change together."""
+    fitting = {suite.name: suite for suite in suites if suite.python == python}
+    if "suite" in row.data:
+        return fitting[row.word("suite", tuple(fitting))]
+    return next(iter(fitting.values()), None)
+
+
+def _check_image(name: str, row: _Row, python: str, suite: Suite | None, suites: Iterable[Suite]) -> None:
+    if suite is None:
+        have = ", ".join(f"{one.python} ({one.name})" for one in suites) or "none: there is no [suites]"
+        row.fail("python", python, f'for the engine docker, a Python that a Debian suite brings: {have}; else '
+                 'engines = ["venv"]')  # fmt: skip
+    if not IMAGE_PART.fullmatch(name):
+        raise SpecError(
+            f"{row.file}: {name!r} cannot be the name of an image, which the engine docker makes",
+            found=_shown(name),
+            fix='a name that begins and ends with a letter or a digit; or engines = ["venv"]',
+        )
 
 
 def _variants(torch: str) -> tuple[str, ...]:

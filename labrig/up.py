@@ -63,10 +63,11 @@ def up(
     Raises:
         LabrigError: whatever stopped it before the environment stood.
     """
-    todo = environment.plan(root, name)
+    engine, why = environment.usable_engine(root, name)
+    todo = environment.plan(root, name, engine)
     finding = doctor.judge(todo.target, todo.host)
     _say(f"target {todo.target.name}: {finding.verdict} here ({finding.reason})")
-    _say(f"engine {todo.engine}: {_why_engine(todo)}")
+    _say(f"engine {todo.engine}: {why or _why_first(todo)}")
     _say(f"lock   {todo.lock.platform}: current, {len(todo.lock.wheels)} wheels, {todo.lock.size / 1e6:.0f} MB")
     made = environment.make(todo, overrides=overrides, offline=offline)
     _say(f"built  {made.reference}")
@@ -85,11 +86,10 @@ def up(
     return Summary(made, labs.read_results(out), record, out / "report.html", quick, failure)
 
 
-def _why_engine(todo: environment.Plan) -> str:
-    if len(todo.target.engines) == 1:
-        docker = f"Docker {todo.host.docker} is not used" if todo.host.docker else "no Docker engine answers here"
-        return f"a native environment; it is this target's only engine so far ({docker})"
-    return f"the first of {', '.join(todo.target.engines)}"
+def _why_first(todo: environment.Plan) -> str:
+    if todo.engine == "docker":
+        return f"Docker {todo.host.docker} answers, and the base can be had"
+    return f"the first of this target's ({', '.join(todo.target.engines)})"
 
 
 def _say(line: str) -> None:

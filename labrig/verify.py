@@ -15,7 +15,6 @@ from labrig.engines import Environment, Session
 from labrig.errors import LabrigError, VerifyError
 
 SUITE = Path(__file__).parent.parent / "tests" / "environment"
-PROBE = Path(__file__).parent / "probe.py"
 TIMEOUT = 900  # seconds
 
 
@@ -100,7 +99,10 @@ def verify(environment: Environment, *, require_device: bool = False) -> Record:
     Raises:
         LabrigError: the suite itself could not run (a bug, or an environment that cannot be entered).
     """
-    with engines.load(environment.engine).session(environment) as session, tempfile.TemporaryDirectory() as folder:
+    with (
+        engines.load(environment.engine).session(environment, "verify") as session,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         results = Path(folder, "results.json")
         context = Path(folder, "context.json")
         context.write_text(json.dumps(write_context(session, results, require_device)), encoding="utf-8")
@@ -122,6 +124,8 @@ def write_context(session: Session, results: Path | None, require_device: bool) 
         "engine": environment.engine,
         "reference": environment.reference,
         "python": session.python,
+        "probe": session.probe,
+        "facts": session.facts(),
         "require_device": require_device,
         "results": str(results) if results else None,
     }

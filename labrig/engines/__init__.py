@@ -1,6 +1,6 @@
 """Engines: what turns a lock into an environment that can be entered.
 
-An engine is a module with three functions (:class:`Engine`); there is no base class. Adding one is a module beside
+An engine is a module with four functions (:class:`Engine`); there is no base class. Adding one is a module beside
 these and its name in :data:`MODULES`.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from labrig.errors import UsageError
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from labrig.lock import Lock
     from labrig.spec import Target
 
-MODULES = {"venv": "labrig.engines.venv"}
+MODULES = {"docker": "labrig.engines.docker", "venv": "labrig.engines.venv"}
 
+PROBE = Path(__file__).parents[1] / "probe.py"
+Purpose = Literal["labs", "shell", "verify"]  # what a session is for: a container is opened no further than it needs
 Fetch = Callable[[], Path]  # makes sure every wheel of the lock is in the store and verified; gives the store
 
 
@@ -53,26 +55,35 @@ class Session:
     """An entered environment.
 
     ``run`` runs a command inside with this process's standard streams and returns its exit code; ``hostspec`` is the
-    same place for testinfra (``local://``, ``docker://ID``); ``python`` the interpreter's name in there.
+    same place for testinfra (``local://``, ``docker://ID``); ``python`` the interpreter's name in there, ``probe`` the
+    probe's. ``labs`` is the folder in there that holds the environment's own labs/, None where it has none and a
+    checkout's are run. ``facts`` is what the engine itself can tell `verify` (an image's labels).
     """
 
     environment: Environment
     run: Run
     hostspec: str
     python: str
+    labs: Path | None = None
+    probe: str = str(PROBE)
+    facts: Callable[[], dict[str, Any]] = dict
 
 
 class Engine(Protocol):
-    """The three functions of an engine module."""
+    """The four functions of an engine module."""
 
     def check(self, target: Target, host: Host) -> str | None:
         """Why this engine cannot make this target on this host, or None."""
 
-    def build(self, target: Target, lock: Lock, fetch: Fetch, *, offline: bool = False) -> Environment:
-        """Make the environment, or find it made; ``fetch`` is called only if wheels are needed."""
+    def build(self, target: Target, lock: Lock, fetch: Fetch, *, root: Path, offline: bool = False) -> Environment:
+        """Make the environment from a checkout at ``root``, or find it made; ``fetch`` is called only if wheels are
+        needed."""
 
-    def session(self, environment: Environment) -> AbstractContextManager[Session]:
-        """Enter an environment; whatever that starts is ended when the context is left."""
+    def session(
+        self, environment: Environment, purpose: Purpose = "shell", folders: Sequence[Path] = ()
+    ) -> AbstractContextManager[Session]:
+        """Enter an environment; whatever that starts is ended when the context is left. ``folders`` of this machine
+        are there under their own paths, and what is written there stays."""
 
 
 def load(name: str) -> Engine:

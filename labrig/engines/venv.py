@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from labrig import home, interpreters
-from labrig.engines import Environment, Fetch, Session
+from labrig.engines import PROBE, Environment, Fetch, Purpose, Session
 from labrig.errors import BuildError
 from labrig.files import write_atomically
 from labrig.host import Host
@@ -27,7 +27,6 @@ MARK = "labrig.json"  # written last: an environment without it is unfinished an
 INSTALL_TIMEOUT = 1800  # seconds
 UNPACKED = 4  # an environment takes about so many times the bytes of its wheels
 GRACE = 15.0  # seconds that a command in a session has after Ctrl-C; labs take up to 10 to save their state
-PROBE = Path(__file__).parent.parent / "probe.py"
 
 
 def check(target: Target, host: Host) -> str | None:
@@ -38,8 +37,8 @@ def check(target: Target, host: Host) -> str | None:
     return None
 
 
-def build(target: Target, lock: Lock, fetch: Fetch, *, offline: bool = False) -> Environment:
-    """Make the environment of a lock, or find it made.
+def build(target: Target, lock: Lock, fetch: Fetch, *, root: Path | None = None, offline: bool = False) -> Environment:
+    """Make the environment of a lock, or find it made; nothing of a checkout goes into it.
 
     It stands in a folder named by the lock's digest, so a new lock never touches the environment in use. One build
     of one environment runs at a time; a second waits and finds it made. What a killed build left is removed.
@@ -78,8 +77,11 @@ def build(target: Target, lock: Lock, fetch: Fetch, *, offline: bool = False) ->
 
 
 @contextlib.contextmanager
-def session(environment: Environment) -> Iterator[Session]:
-    """Enter a native environment: its programs first on PATH, nothing of the caller's Python leaking in."""
+def session(environment: Environment, purpose: Purpose = "shell", folders: Sequence[Path] = ()) -> Iterator[Session]:
+    """Enter a native environment: its programs first on PATH, nothing of the caller's Python leaking in.
+
+    Every folder of this machine is there anyway, and all purposes are alike.
+    """
     place = Path(environment.reference)
     inner = entered(os.environ, place)
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import testinfra
 
-from labrig import checks, engines, environment, lock, spec, verify
+from labrig import checks, engines, environment, image, lock, spec, verify
 from labrig.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +33,8 @@ def context_of(config: pytest.Config) -> dict[str, Any]:
         if file:
             config.stash[CONTEXT] = json.loads(Path(file).read_text(encoding="utf-8"))
         else:
-            made = environment.build(ROOT)
-            with engines.load(made.engine).session(made) as session:
+            made = environment.build(ROOT, engine="venv")
+            with engines.load(made.engine).session(made, "verify") as session:
                 config.stash[CONTEXT] = verify.write_context(session, None, require_device=False)
     return config.stash[CONTEXT]
 
@@ -50,20 +51,35 @@ def expectation(request: pytest.FixtureRequest) -> checks.Expectation:
     context = context_of(request.config)
     target = spec.read(ROOT / "images" / spec.TABLE).pick(context["target"])
     locked = lock.load(target, context["platform"], ROOT / "images")
-    return checks.Expectation(target, locked, context["engine"], context["require_device"])
+    labs = image.read_labs(ROOT / "labs") if context["engine"] == "docker" else {}
+    return checks.Expectation(target, locked, context["engine"], context["require_device"], labs)
 
 
 @pytest.fixture(scope="module")
 def facts(request: pytest.FixtureRequest, host: Any) -> dict[str, Any]:
-    """The probe's document; the probe runs once, inside the environment, through testinfra."""
-    python = context_of(request.config)["python"]
+    """The probe's document; the probe runs once, inside the environment, through testinfra.
+
+    In a container it is also asked, as root, what is in the folders that are closed to others, and before anything
+    else runs there; what the engine itself knows comes with the context.
+    """
+    context = context_of(request.config)
+    if context["engine"] != "docker":
+        return ask(host, context)
+    as_root = testinfra.get_host(f"docker://0@{host.backend.name}")
+    return {**ask(as_root, context, "system"), **ask(host, context, "image"), **context["facts"]}
+
+
+def ask(host: Any, context: dict[str, Any], *words: str) -> dict[str, Any]:
+    """What the probe says: its document, or, asked for one fact, that fact."""
     # -I: the environment's own Python, not the variables of the toolkit that runs this test. -S: what is installed
     # there starts only in the processes that the probe watches.
-    done = host.run(f"{shlex.quote(python)} -I -S {shlex.quote(str(verify.PROBE))}")
+    done = host.run(shlex.join([context["python"], "-I", "-S", context["probe"], *words]))
     try:
         found = json.loads(done.stdout)
     except ValueError:
         return {"error": f"the probe ended with exit code {done.rc}: {done.stderr.strip()[-500:]}"}
+    if isinstance(found, list):
+        return {found[0]: found[1]}
     assert isinstance(found, dict)
     return found
 

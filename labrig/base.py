@@ -1,0 +1,307 @@
+"""The base: the image under the wheels, a Debian with the row's Python.
+
+``bootstrap`` makes it here from Debian's packages with mmdebstrap, the same bytes from the same packages
+(SOURCE_DATE_EPOCH), and keeps it in labrig's cache by its digest. ``registry`` takes the suite's own image, by the
+digest that ``invoke lock --base`` wrote beside the locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labrig import daemon, home
+from labrig.errors import BuildError, HostError, LockError, UsageError
+from labrig.files import CHUNK, digest, write_atomically
+from labrig.progress import megabytes
+from labrig.spec import Suite, Target
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+REPOSITORY = "labrig-base"  # bases of ours in the engine: labrig-base:<suite>-<12 digits of the digest>
+LOCK = "base.lock"  # beside a target's locks
+EPOCH = "1735689600"  # 2025-01-01: no file of a base is younger, whenever it is made (reproducible-builds.org/specs)
+TIMEOUT = 1800  # seconds
+ARCHITECTURES = {"linux_x86_64": "amd64", "linux_aarch64": "arm64"}  # Debian's names
+PACKAGES = "ca-certificates,python3,python3-venv,usr-is-merged"  # the last one instead of usrmerge, which needs perl
+# As in Debian's own slim images: pages that nobody reads in a container.
+EXCLUDED = ("man", "info", "lintian", "locale", "doc")
+# Nothing in a lab changes its user: no program may run as another one than who starts it.
+STRIP = 'chroot "$1" find / -xdev -perm /6000 -type f -exec chmod a-s {} +'
+INSTALL = "apt install mmdebstrap (Debian, Ubuntu)"
+
+
+@dataclass(frozen=True)
+class Base:
+    """An image that a build can start FROM, and what its label says of it (OCI annotations: base.name, base.digest)."""
+
+    reference: str
+    name: str
+    digest: str  # "sha256:...": of the tar that was imported, or of the registry's manifest
+
+
+def lacking(target: Target, platform: str, images: Path) -> str:
+    """Why the base of a target cannot be had here, or an empty text; nothing is made or fetched to find out."""
+    suite = _suite(target)
+    if target.base == "registry":
+        return "" if _locked(target, images) else f"no digest of {suite.image} in images/{target.name}/{LOCK}"
+    if _kept(suite, platform) or shutil.which("mmdebstrap"):
+        return ""
+    return "mmdebstrap, which makes the base, is not installed"
+
+
+def ensure(client: DockerClient, target: Target, platform: str, images: Path, *, fresh: bool = False) -> Base:
+    """The base of a target, in the engine; made first if need be (``fresh``: made anew), which is said on stderr.
+
+    Raises:
+        UsageError: the row says "registry", and no digest is locked.
+        HostError: no mmdebstrap.
+        BuildError: mmdebstrap failed, or the suite brings another Python than the row's.
+    """
+    suite = _suite(target)
+    if target.base == "registry":
+        return _from_registry(client, target, images)
+    with _alone(suite, platform):
+        note = None if fresh else _kept(suite, platform)
+        note = note or _bootstrap(suite, platform)
+        short = note["digest"].removeprefix("sha256:")[:12]
+        reference = f"{REPOSITORY}:{suite.name}-{short}"
+        if not _has(client, reference):
+            _import(client, _tar(note["digest"]), reference)
+    # The committed Dockerfile's own default, for a build by hand.
+    client.images.get(reference).tag(REPOSITORY, suite.name)
+    return Base(reference, f"{REPOSITORY}:{suite.name}", note["digest"])
+
+
+def absent_offline(client: DockerClient, target: Target, platform: str, images: Path) -> str:
+    """Why a base cannot be had without a network, or an empty text."""
+    suite = _suite(target)
+    if target.base == "registry":
+        reference = _locked(target, images)
+        return f"{reference} is not in the engine" if reference and not _has(client, reference) else ""
+    return "" if _kept(suite, platform) else f"no base {suite.name} is kept here, and making one fetches packages"
+
+
+def lock(client: DockerClient, target: Target, images: Path) -> Path:
+    """Ask the registry for the digest of the suite's image, through the engine, and write it beside the locks.
+
+    Raises:
+        UsageError: the row does not say "registry".
+        LockError: the registry does not answer, or has no such image.
+    """
+    from docker.errors import APIError
+
+    suite = _suite(target)
+    if target.base != "registry":
+        raise UsageError(
+            f"target {target.name} makes its base itself, so there is no digest to lock",
+            found=f'base = "{target.base}" in images/targets.toml',
+            fix='base = "registry" in the row, then the same command',
+        )
+    try:
+        found = str(client.images.get_registry_data(suite.image).id)
+    except APIError as error:
+        raise LockError(
+            f"the digest of {suite.image} cannot be had",
+            found=" ".join(str(error.explanation or error).split()),
+            fix="look at the network, docker login, or the image's name in [suites] of images/targets.toml",
+        ) from None
+    file = images / target.name / LOCK
+    text = f'image = "{suite.image}"\ndigest = "{found}"\n'
+    write_atomically(file, f"# Generated by `invoke lock --base --target={target.name}`; do not edit.\n{text}")
+    return file
+
+
+def default(target: Target, images: Path) -> str:
+    """What a committed Dockerfile starts FROM when nothing else is said; empty where no digest is locked yet."""
+    suite = _suite(target)
+    return _locked(target, images) if target.base == "registry" else f"{REPOSITORY}:{suite.name}"
+
+
+def _suite(target: Target) -> Suite:
+    if target.suite is None:
+        raise UsageError(f"target {target.name} has no Debian suite", fix="see [suites] in images/targets.toml")
+    return target.suite
+
+
+# --- from a registry --------------------------------------------------------------------------------------------------
+
+
+def _locked(target: Target, images: Path) -> str:
+    """``image@digest``, or an empty text where none is locked for the suite's image."""
+    file = images / target.name / LOCK
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        image, found = data["image"], data["digest"]
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError) as error:
+        raise LockError(
+            f"images/{target.name}/{LOCK} is not a lock labrig can read",
+            found=f"{type(error).__name__}: {error}",
+            fix=f"restore it with git, or make it anew: invoke lock --base --target={target.name}",
+        ) from None
+    if image != _suite(target).image or not re.fullmatch(r"sha256:[0-9a-f]{64}", str(found)):
+        return ""
+    return f"{image}@{found}"
+
+
+def _from_registry(client: DockerClient, target: Target, images: Path) -> Base:
+    suite = _suite(target)
+    reference = _locked(target, images)
+    if not reference:
+        raise UsageError(
+            f"the base of target {target.name} comes from a registry, and no digest of it is locked",
+            found=f"no digest of {suite.image} in images/{target.name}/{LOCK}",
+            fix=f"invoke lock --base --target={target.name}, and commit what it writes",
+        )
+    if not _has(client, reference):
+        print(f"pulling {reference}", file=sys.stderr, flush=True)
+        client.images.pull(reference)
+    return Base(reference, suite.image, reference.partition("@")[2])
+
+
+# --- made here --------------------------------------------------------------------------------------------------------
+
+
+def _bootstrap(suite: Suite, platform: str) -> dict[str, str]:
+    """Make a base; its tar stands in the cache under its digest. Gives the note that is kept of it."""
+    program = shutil.which("mmdebstrap")
+    if program is None:
+        raise HostError(
+            "mmdebstrap, which makes the image under the wheels, is not installed here",
+            found="not on PATH",
+            fix=f'{INSTALL}; or base = "registry" in the row; {daemon.WITHOUT}',
+        )
+    folder = home.bases()
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f".{suite.name}-{platform}.tar"
+    print(f"making the base {suite.name} with mmdebstrap: about half a minute, kept for all targets", file=sys.stderr)
+    command = [program, "--variant=minbase", f"--architectures={ARCHITECTURES[platform]}", f"--include={PACKAGES}"]
+    command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in EXCLUDED]
+    command += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]
+    command += ["--hook-dir=/usr/share/mmdebstrap/hooks/maybe-merged-usr", f"--customize-hook={STRIP}"]
+    variables = {"SOURCE_DATE_EPOCH": EPOCH, **os.environ}
+    try:
+        _run([*command, suite.name, str(made)], variables)
+        found = _python_of(made)
+        if found != suite.python:
+            raise BuildError(
+                f"the suite {suite.name} brings Python {found}, not {suite.python}",
+                found=f"[suites.{suite.name}] in images/targets.toml",
+                fix="write the Python there that the suite brings; suite and Python change together",
+            )
+        with made.open("rb") as file:
+            sha256 = f"sha256:{digest(file, lambda: None)}"
+        made.replace(_tar(sha256))
+    finally:
+        made.unlink(missing_ok=True)
+    note = {"suite": suite.name, "digest": sha256}
+    write_atomically(_note(suite, platform), json.dumps(note) + "\n")
+    print(f"base {suite.name}: {sha256[:19]}, {megabytes(_tar(sha256).stat().st_size)}", file=sys.stderr)
+    return note
+
+
+def _run(command: list[str], variables: dict[str, str]) -> None:
+    """Run mmdebstrap, its steps on stderr; it removes its own folder when it is stopped."""
+    with subprocess.Popen(
+        command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        errors="replace",
+    ) as process:  # fmt: skip
+        said: list[str] = []
+        assert process.stderr is not None  # noqa: S101 for the type checker
+        try:
+            for line in process.stderr:
+                said.append(line.rstrip())
+                if line.startswith("I: ") and "..." in line:
+                    print(f"  {line[3:].rstrip()}", file=sys.stderr, flush=True)
+            code = process.wait(TIMEOUT)
+        except BaseException:
+            process.terminate()  # Ctrl-C has reached it as well
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+            raise
+    if code:
+        wrong = [line for line in said if line.startswith(("E: ", "W: "))] or said
+        text = "\n         ".join(wrong[-6:])
+        if "No space left" in text:
+            raise BuildError("the disk is full while the base is made", found=text, fix="make room, then run it again")
+        raise BuildError(
+            "mmdebstrap could not make the base",
+            found=text,
+            fix="look at the network and at apt's settings on this machine (apt update), then run it again",
+        )
+
+
+def _python_of(tar: Path) -> str:
+    """The minor version that /usr/bin/python3 of a root file system is, by where its link leads."""
+    with tarfile.open(tar) as archive:
+        for member in archive:
+            if member.name.lstrip("./") == "usr/bin/python3":
+                return member.linkname.removeprefix("python")
+    return "none"
+
+
+def _import(client: DockerClient, tar: Path, reference: str) -> None:
+    print(f"importing {reference} into the Docker engine", file=sys.stderr, flush=True)
+    repository, _, tag = reference.partition(":")
+    with tar.open("rb") as file:
+        # Pieces of one size: an open file would be sent line by line, which binary files have none of.
+        pieces = iter(lambda: file.read(CHUNK), b"")
+        answer = client.api.import_image_from_stream(pieces, repository, tag, changes=['CMD ["bash"]'])
+    for line in answer.splitlines():
+        with contextlib.suppress(ValueError):
+            if error := json.loads(line).get("error"):
+                raise (
+                    daemon.full(error) if daemon.is_full(error) else BuildError(f"the engine refused the base: {error}")
+                )
+
+
+def _kept(suite: Suite, platform: str) -> dict[str, str] | None:
+    try:
+        note: dict[str, str] = json.loads(_note(suite, platform).read_text(encoding="utf-8"))
+        return note if _tar(note["digest"]).is_file() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _note(suite: Suite, platform: str) -> Path:
+    return home.bases() / f"{suite.name}-{platform}.json"
+
+
+def _tar(sha256: str) -> Path:
+    return home.bases() / f"{sha256.removeprefix('sha256:')}.tar"
+
+
+def _has(client: DockerClient, reference: str) -> bool:
+    from docker.errors import ImageNotFound
+
+    try:
+        client.images.get(reference)
+    except ImageNotFound:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _alone(suite: Suite, platform: str) -> Iterator[None]:
+    """One process at a time makes the base of a suite; another waits and finds it made."""
+    folder = home.bases()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{suite.name}-{platform}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

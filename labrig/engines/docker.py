@@ -1,0 +1,197 @@
+"""The docker engine: an image, built through BuildKit from the wheelhouse, and sessions in containers of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labrig import base, container, daemon, image, render
+from labrig.container import Settings
+from labrig.engines import Environment, Fetch, Purpose, Session
+from labrig.errors import BuildError, HostError, UsageError
+from labrig.host import Host, read_host
+from labrig.lock import Lock
+from labrig.probe import CONFINED
+from labrig.spec import Target
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+PROBE = "/opt/labrig/probe.py"  # in a container, for verify: ours, not one that an image may bring
+SHM_SHARE = 2  # the part of memory that /dev/shm may take: a half, as Linux itself sets where nobody does
+
+
+def check(target: Target, host: Host) -> str | None:
+    """Why no image of this target can be made here. None: it can, as far as can be told without the engine."""
+    if host.container_platform not in target.platforms:
+        here = host.container_platform or f"{host.os} {host.arch}"
+        return f"target {target.name} is for {', '.join(target.platforms)}; containers on this machine are {here}"
+    return None
+
+
+def build(target: Target, lock: Lock, fetch: Fetch, *, root: Path, offline: bool = False) -> Environment:
+    """Build the image of a lock and a checkout's labs, or find it built; its reference holds the digest of both.
+
+    Raises:
+        UsageError: the base comes from a registry and is not locked.
+        HostError: no engine, no buildx, no mmdebstrap.
+        FetchError: from ``fetch``.
+        BuildError: a step failed; nothing is tagged.
+    """
+    images = root / "images"
+    with daemon.connect() as client:
+        if offline and (reason := base.absent_offline(client, target, lock.platform, images)):
+            raise BuildError(
+                f"the base of target {target.name} cannot be had offline", found=reason, fix="build online"
+            )
+        under = base.ensure(client, target, lock.platform, images)
+        recipe = image.Recipe(
+            target,
+            lock,
+            under,
+            render.render_dockerfile(target, lock, root / "templates", images),
+            render.render_requirements(target, lock, root / "templates"),
+            image.read_labs(root / "labs"),
+        )
+        return Environment(target, "docker", image.build(client, recipe, root, fetch), lock)
+
+
+@contextlib.contextmanager
+def session(environment: Environment, purpose: Purpose = "shell", folders: Sequence[Path] = ()) -> Iterator[Session]:
+    """A container of the image: no root, no capability, no privilege to gain; the network only for a shell.
+
+    ``folders`` are those of this machine that are there under their own paths, writable. Whoever is in the container
+    writes as the user who called, or, called by root, as the folder's owner; see :func:`_user`.
+
+    Raises:
+        HostError: no engine; it is another machine's; it cannot hand in the GPU.
+    """
+    host = read_host()
+    with daemon.connect() as client, tempfile.TemporaryDirectory(prefix="labrig-") as scratch:
+        if not daemon.is_local():
+            raise HostError(
+                "containers are run on this machine's own engine only: folders of this machine are mounted",
+                found=f"DOCKER_HOST or the docker context names {daemon.address()}",
+                fix=f"unset DOCKER_HOST, docker context use default; {daemon.WITHOUT}",
+            )
+        user = "" if purpose == "verify" else _user(folders)
+        if purpose == "labs":
+            _hand_over(folders, user or f"{image.UID}:{image.GID}")
+        settings = Settings(
+            environment.reference,
+            user=user,
+            network=purpose == "shell",
+            gpus=environment.target.device == "cuda" and bool(host.gpus),
+            shm_size=int(client.info()["MemTotal"]) // SHM_SHARE,
+            # verify reads folders that are closed to others, as root without any other privilege.
+            capabilities=("DAC_READ_SEARCH",) if purpose == "verify" else (),
+            mounts={str(folder): (folder, True) for folder in folders} | _probe(purpose, Path(scratch)),
+            tmpfs={image.HOME: _owned(user)} if user else {},
+        )
+        with container.start(client, settings) as started:
+
+            def run(
+                argv: Sequence[str],
+                *,
+                cwd: Path | None = None,
+                env: Mapping[str, str] | None = None,
+                stdout: int | None = None,
+            ) -> int:
+                return container.run(started, argv, cwd=cwd, environment=env, user=user, stdout=stdout)
+
+            def facts() -> dict[str, Any]:
+                found = client.images.get(environment.reference)
+                config = found.attrs["Config"]
+                return {
+                    "image": {
+                        "reference": environment.reference,
+                        "tags": found.tags,
+                        "labels": config.get("Labels") or {},
+                        "user": config.get("User") or "",
+                        "environment": dict(pair.split("=", 1) for pair in config.get("Env") or ()),
+                    },
+                    "confined": _confine(client, settings),
+                }
+
+            yield Session(
+                environment, run, f"docker://{started.id}", image.PYTHON, labs=image.LABS, probe=PROBE, facts=facts
+            )
+
+
+def _probe(purpose: Purpose, scratch: Path) -> dict[str, tuple[Path, bool]]:
+    """The probe, where it can be read by whoever is in the container."""
+    if purpose != "verify":
+        return {}
+    scratch.chmod(0o755)
+    place = scratch / "probe.py"
+    shutil.copyfile(Path(__file__).parents[1] / "probe.py", place)
+    place.chmod(0o644)
+    return {PROBE: (place, False)}
+
+
+def _confine(client: DockerClient, settings: Settings) -> dict[str, Any]:
+    """What the probe says in a container that can reach nothing and write nowhere but to its memory."""
+    shut = replace(
+        settings,
+        read_only=True,
+        capabilities=(),
+        tmpfs={image.HOME: "rw,nosuid,nodev,mode=1777", "/tmp": "rw,nosuid,nodev,mode=1777"},  # noqa: S108
+    )
+    facts: dict[str, Any] = {}
+    with container.start(client, shut) as started:
+        code, (out, said) = container.ask(started, [image.PYTHON, "-I", "-S", PROBE, *CONFINED])
+    for line in out.splitlines():
+        name, facts[name], _ = json.loads(line)
+    if missing := [name for name in CONFINED if name not in facts]:
+        facts[missing[0]] = {"error": f"its process ended with exit code {code}: {said.strip()[-300:]}"}
+    return facts
+
+
+def _owned(user: str) -> str:
+    """Options of a file system in memory that is ``UID:GID``'s: the home of a user whom the image does not know."""
+    uid, _, gid = user.partition(":")
+    return f"rw,exec,nosuid,nodev,mode=0700,uid={uid},gid={gid}"
+
+
+def _user(folders: Sequence[Path]) -> str:
+    """``UID:GID`` for a container that writes to folders of this machine; empty: the image's own user.
+
+    A person is themselves. Root is never root in a container, but the first other owner above the folders, so that
+    what `sudo invoke` writes into someone's checkout is theirs.
+    """
+    if os.getuid() != 0:
+        return f"{os.getuid()}:{os.getgid()}"
+    for place in (place for folder in folders for place in (folder, *folder.parents)):
+        owner = place.stat()
+        if owner.st_uid != 0:
+            return f"{owner.st_uid}:{owner.st_gid}"
+    return ""
+
+
+def _hand_over(folders: Sequence[Path], user: str) -> None:
+    """Called by root: give the folders for results to the container's user, who could not write there otherwise.
+
+    Raises:
+        UsageError: a folder holds something else than results of labs; nothing of it is changed.
+    """
+    if os.getuid() != 0:
+        return
+    uid, gid = map(int, user.split(":"))
+    for folder in folders:
+        if folder.stat().st_uid == uid:
+            continue
+        if any(folder.iterdir()) and not (folder / "run.json").is_file():
+            raise UsageError(
+                f"{folder} belongs to root and holds other things than results of labs",
+                found="containers do not run as root, so nothing could be written there",
+                fix="name an empty or a new folder with --out",
+            )
+        for place in (folder, *folder.rglob("*")):
+            os.chown(place, uid, gid, follow_symlinks=False)
