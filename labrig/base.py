@@ -86,8 +86,8 @@ def ensure(client: DockerClient, target: Target, platform: str, images: Path, *,
     return Base(reference, f"{REPOSITORY}:{suite.name}", note["digest"])
 
 
-def absent_offline(client: DockerClient, target: Target, platform: str, images: Path) -> str:
-    """Why a base cannot be had without a network, or an empty text."""
+def absent(client: DockerClient, target: Target, platform: str, images: Path) -> str:
+    """Why a base has to be made or pulled first, or an empty text where it is at hand."""
     suite = _suite(target)
     if target.base == "registry":
         reference = _locked(target, images)

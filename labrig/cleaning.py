@@ -8,16 +8,18 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from labrig import home, lock, spec
+from labrig import daemon, home, image, lock, spec
 from labrig.engines import venv
-from labrig.errors import BuildError
+from labrig.errors import BuildError, HostError
 
 
-def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_run: bool = False) -> list[Path]:
-    """Remove environments that no lock of this checkout names, and half downloads; gives what went (or would go).
+def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_run: bool = False) -> list[Path | str]:
+    """Remove environments and images that no lock of this checkout names, images of former labs, and half downloads;
+    gives what went (or would go). Where no Docker engine answers, images are left alone.
 
-    With a target's name: every environment of that target, and uv's unpacked copies, which environments share files
-    with by hard links: what was written into one is in the other. With ``everything``: the wheelhouse, too.
+    With a target's name: every environment and image of that target, and uv's unpacked copies, which environments
+    share files with by hard links: what was written into one is in the other. With ``everything``: the wheelhouse and
+    the bases, too.
 
     Raises:
         SpecError: no target of that name.
@@ -31,19 +33,21 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
         raise BuildError(
             "an environment is being built", found=", ".join(map(str, busy)), fix="wait for it, or stop it"
         )
+    locks = [
+        lock.read(file)
+        for target in table.targets.values()
+        for platform in target.platforms
+        if not everything and not name and (file := lock.path(table.path.parent, target.name, platform)).exists()
+    ]
     shared = [place for place in (home.links(), home.uv_cache()) if place.is_dir()]
     if everything:
-        places = [*shared, *(place for place in (home.environments(), home.wheels()) if place.is_dir())]
+        ours = (home.environments(), home.wheels(), home.contexts(), home.bases())
+        places = [*shared, *(place for place in ours if place.is_dir())]
     elif name:
         table.pick(name)
         places = [place for place in places if place.parent.name == name and place.suffix != venv.GUARD] + shared
     else:
-        kept = {
-            venv.folder(lock.read(file))
-            for target in table.targets.values()
-            for platform in target.platforms
-            if (file := lock.path(table.path.parent, target.name, platform)).exists()
-        }
+        kept = {venv.folder(locked) for locked in locks}
         kept.update(place.with_suffix("") for place in busy)
         places = [place for place in places if place not in kept and place.suffix != venv.GUARD]
         places += [file for file in _entries(home.wheels() / "partial") if not _is_locked(file)]
@@ -52,8 +56,21 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
         for place in places:
             shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
     said = f"{len(places)} would go, about" if dry_run else f"{len(places)} removed, freed about"
-    print(f"{said} {freed / 1e6:.0f} MB" if places else "nothing to remove", file=sys.stderr)
-    return places
+    images = _clean_images({locked.digest for locked in locks}, name, everything=everything, dry_run=dry_run)
+    if images:
+        print(f"{len(images)} images {'would go' if dry_run else 'removed'}", file=sys.stderr)
+    if places or not images:
+        print(f"{said} {freed / 1e6:.0f} MB" if places else "nothing to remove", file=sys.stderr)
+    return [*places, *images]
+
+
+def _clean_images(kept: set[str], name: str | None, *, everything: bool, dry_run: bool) -> list[str]:
+    try:
+        with daemon.connect() as client:
+            found = image.stale(client, kept, name, everything=everything)
+            return found if dry_run else image.remove(client, found)
+    except HostError:
+        return []  # no engine, so there are no images here
 
 
 def _is_locked(file: Path) -> bool:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -144,6 +144,39 @@ def build(client: DockerClient, recipe: Recipe, root: Path, fetch: Fetch) -> str
         raise BuildError(f"buildx ended well, and the engine has no image {recipe.reference}", fix="run it again")
     image.tag(repository, "latest")
     return recipe.reference
+
+
+def stale(client: DockerClient, kept: Collection[str], target: str | None, *, everything: bool) -> list[str]:
+    """The images of ours that can go: made from a lock that is not among the digests ``kept``, or older than the
+    latest of their lock; with ``target`` every image of that one; with ``everything`` all, and the bases, too."""
+    found = []
+    for one in client.images.list(filters={"label": LOCK}):
+        labels = one.labels
+        wanted = everything or labels.get("labrig.target") == target
+        if target is None and not wanted:
+            current = labels.get(LOCK) in kept and f"labrig/{labels.get('labrig.target')}:latest" in one.tags
+            wanted = not current
+        found += (one.tags or [str(one.id)]) if wanted else []
+    if everything:
+        found += [tag for one in client.images.list("labrig-base") for tag in one.tags]
+    return sorted(found)
+
+
+def remove(client: DockerClient, references: Iterable[str]) -> list[str]:
+    """Remove images; gives those that went. One that a container uses stays, which is said on stderr."""
+    from docker.errors import APIError, ImageNotFound
+
+    gone = []
+    for reference in references:
+        try:
+            client.images.remove(reference)
+        except ImageNotFound:
+            continue
+        except APIError as error:
+            print(f"{reference} stays: {error.explanation or error}", file=sys.stderr)
+            continue
+        gone.append(reference)
+    return gone
 
 
 def stage(recipe: Recipe, root: Path, store: Path) -> Path:
@@ -282,15 +315,13 @@ STEP = re.compile(r"#(\d+) \[(?:[^\]]*? )?(\d+)/(\d+)\] (.*)")
 def show(lines: IO[str]) -> list[str]:
     """Show how far a build is, a line a step with its time, from BuildKit's plain progress; gives all that it said."""
     said: list[str] = []
-    steps: dict[str, str] = {}
-    now: list[str] = []
-    began = time.monotonic()
+    steps: dict[str, tuple[str, float]] = {}  # those that run: their words, when they began
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(BEAT):
-            if now:
-                print(f"  still {now[-1]} ({time.monotonic() - began:.0f} s so far)", file=sys.stderr, flush=True)
+            for words, began in list(steps.values())[:1]:
+                print(f"  still {words} ({time.monotonic() - began:.0f} s so far)", file=sys.stderr, flush=True)
 
     threading.Thread(target=beat, daemon=True).start()
     try:
@@ -299,14 +330,13 @@ def show(lines: IO[str]) -> list[str]:
             said.append(text)
             number, _, rest = text.partition(" ")
             if step := STEP.fullmatch(text):
-                steps[number] = f"step {step[2]} of {step[3]}: {_short(step[4])}"
-                now.append(steps[number])
+                steps.setdefault(number, (f"step {step[2]} of {step[3]}: {_short(step[4])}", time.monotonic()))
             elif rest in ("exporting to image", "[internal] load build context"):
-                steps[number] = "the image's layers are written" if rest[0] == "e" else "the wheels go to the engine"
-                now.append(steps[number])
+                words = "the image's layers are written" if rest[0] == "e" else "the wheels go to the engine"
+                steps.setdefault(number, (words, time.monotonic()))
             elif number in steps and (rest == "CACHED" or rest.startswith("DONE ")):
                 took = "there already" if rest == "CACHED" else rest.removeprefix("DONE ")
-                print(f"  {steps.pop(number)}: {took}", file=sys.stderr, flush=True)
+                print(f"  {steps.pop(number)[0]}: {took}", file=sys.stderr, flush=True)
     finally:
         ended.set()
     return said

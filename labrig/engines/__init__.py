@@ -1,6 +1,6 @@
 """Engines: what turns a lock into an environment that can be entered.
 
-An engine is a module with four functions (:class:`Engine`); there is no base class. Adding one is a module beside
+An engine is a module with three functions (:class:`Engine`); there is no base class. Adding one is a module beside
 these and its name in :data:`MODULES`.
 """
 
@@ -70,7 +70,7 @@ class Session:
 
 
 class Engine(Protocol):
-    """The four functions of an engine module."""
+    """The three functions of an engine module."""
 
     def check(self, target: Target, host: Host) -> str | None:
         """Why this engine cannot make this target on this host, or None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -46,11 +47,15 @@ def build(target: Target, lock: Lock, fetch: Fetch, *, root: Path, offline: bool
         BuildError: a step failed; nothing is tagged.
     """
     images = root / "images"
+    fetch = functools.cache(fetch)
     with daemon.connect() as client:
-        if offline and (reason := base.absent_offline(client, target, lock.platform, images)):
+        absent = base.absent(client, target, lock.platform, images)
+        if absent and offline:
             raise BuildError(
-                f"the base of target {target.name} cannot be had offline", found=reason, fix="build online"
+                f"the base of target {target.name} cannot be had offline", found=absent, fix="build online"
             )
+        if absent and not base.lacking(target, lock.platform, images):
+            fetch()  # before half a minute is spent on a base: a torch that cannot be had is known within seconds
         under = base.ensure(client, target, lock.platform, images)
         recipe = image.Recipe(
             target,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from copies import Copy, copy_of
 
-from labrig import environment, verify
-from labrig.engines import Environment
+from labrig import environment
+from labrig.engines import PROBE, Environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +32,7 @@ def probe_metadata(copy: Copy) -> dict[str, Any]:
 
 def _run_probe(copy: Copy, *names: str) -> str:
     done = subprocess.run(
-        [copy.place / "bin" / "python", "-I", "-S", verify.PROBE, *names],
+        [copy.place / "bin" / "python", "-I", "-S", PROBE, *names],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

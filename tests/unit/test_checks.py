@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from labrig import checks, lock, spec
+from labrig import checks, image, lock, spec
 from labrig.checks import FAILED, NOT_APPLICABLE, PASSED, SKIPPED, Expectation, Outcome
 
 IMAGES = Path(__file__).parents[2] / "images"
@@ -18,10 +18,23 @@ TABLE = spec.read(IMAGES / spec.TABLE)
 Facts = dict[str, Any]
 
 
+LABS = {"01_tensors.py": "a" * 64, "data/digits.csv": "b" * 64}
+
+
 def expect(name: str, *, engine: str = "venv", require_device: bool = False) -> Expectation:
+    """What is expected of a target's environment; ``docker:cpu`` names its image."""
+    if ":" in name:
+        engine, _, name = name.partition(":")
     target = TABLE.pick(name)
     platform = lock.locked_platforms(target, IMAGES)[0]
-    return Expectation(target, lock.load(target, platform, IMAGES), engine, require_device)
+    locked = lock.load(target, platform, IMAGES)
+    return Expectation(target, locked, engine, require_device, LABS if engine == "docker" else {})
+
+
+ENVIRONMENTS = [
+    *TABLE.targets,
+    *(f"docker:{target.name}" for target in TABLE.targets.values() if "docker" in target.engines),
+]
 
 
 def good(e: Expectation, *, present: bool = True) -> Facts:
@@ -43,7 +56,36 @@ def good(e: Expectation, *, present: bool = True) -> Facts:
         "files": {"count": 30000, "wrong": []},
         "dataloader": "ok",
         "connections": [],
+        **(in_a_container(e) if e.engine == "docker" else {}),
     }
+
+
+def in_a_container(e: Expectation) -> Facts:
+    """What the engine tells of an image that is as it should be, and the probe in a container of it."""
+    parts = ["libcudart.so.13", "libcublas.so.13"] if e.target.cuda else []
+    return {
+        "image": {
+            "tags": [f"labrig/{e.target.name}:{e.target.torch}-0123456789ab", f"labrig/{e.target.name}:latest"],
+            "labels": {**image.labels(e.target, e.lock), "org.opencontainers.image.revision": "unknown"},
+            "user": "1000:1000",
+        },
+        "user": {
+            "uid": 1000, "gid": 1000, "name": "student", "home": "/home/student", "home_uid": 1000,
+            "home_mode": "700", "home_writable": "yes",
+        },
+        "shm": {"bytes": 8 << 30, "memory": 16 << 30, "workers": "ok"},
+        "labs": dict(LABS),
+        "system": {
+            "open": [], "privileged": [], "left": [], "unread": [],
+            "cuda": [f"/opt/venv/lib/python3/site-packages/nvidia/cu13/lib/{part}" for part in parts],
+        },
+        "confined": {
+            "confinement": {"capabilities": 0, "no_new_privileges": True, "interfaces": ["lo"], "read_only": True},
+            "torch": {"version": e.target.torch},
+            "device": {"cpu": {"kernel": "ok"}},
+            "dataloader": "ok",
+        },
+    }  # fmt: skip
 
 
 def judge(e: Expectation, facts: Facts) -> dict[str, Outcome]:
@@ -62,12 +104,14 @@ def test_the_list_is_declared_once() -> None:
     }, "a check that is written but not declared would never run"
 
 
-@pytest.mark.parametrize("name", TABLE.targets)
+@pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_a_good_environment_passes_every_check_that_is_for_it(name: str) -> None:
     e = expect(name)
     outcomes = judge(e, good(e))
     assert ended(outcomes, FAILED) == ended(outcomes, SKIPPED) == set()
-    assert ended(outcomes, NOT_APPLICABLE) == ({"archs"} if e.target.device == "mps" else set())
+    images_only = {check.id for check in checks.CHECKS if check.engines == ("docker",)}
+    not_here = ({"archs"} if e.target.device == "mps" else set()) | (images_only if e.engine != "docker" else set())
+    assert ended(outcomes, NOT_APPLICABLE) == not_here
     assert all(outcome.expected and outcome.found for outcome in outcomes.values() if outcome.status == PASSED)
 
 
@@ -93,6 +137,10 @@ def other_patch(facts: Facts) -> None:
     facts["torch"]["version"] = f"{head}.{int(patch) + 1}"
 
 
+def be_root(facts: Facts) -> None:
+    facts["user"] |= {"uid": 0, "gid": 0, "name": "root", "home_uid": 0}
+
+
 MUTATIONS: list[tuple[str, str, set[str], str, Mutation]] = [
     # what is wrong, target, the checks that must fail, a word of what they say, how the facts change
     ("python minor", "cpu", {"python"}, "another Python", other_minor),
@@ -116,6 +164,82 @@ MUTATIONS: list[tuple[str, str, set[str], str, Mutation]] = [
     ("network", "cpu", {"network"}, "looks for the network", put(["socket.connect 192.0.2.1"], "connections")),
     ("cpu kernel", "cpu", {"device"}, "kernel", put("AssertionError: not close", "device", "cpu", "kernel")),
     ("cuda kernel", "cuda", {"device"}, "Test GPU", put("RuntimeError: no kernel image", "device", "cuda", "kernel")),
+    ("a label lies", "docker:cpu", {"labels"}, "lies", put("2.0.0", "image", "labels", "labrig.torch")),
+    ("a label missing", "docker:cuda", {"labels"}, "lies", lambda f: f["image"]["labels"].pop("labrig.cuda")),
+    ("tag of another torch", "docker:cpu", {"labels"}, "lies", put(["labrig/cpu:1.0-0", "x:1"], "image", "tags")),
+    ("no tag", "docker:cpu", {"labels"}, "lies", put([], "image", "tags")),
+    ("another lock", "docker:cpu", {"lock"}, "another lock", put("f" * 64, "image", "labels", "labrig.lock")),
+    ("root", "docker:cpu", {"user"}, "as root", lambda f: (put("0:0", "image", "user")(f), be_root(f))),
+    ("no user named", "docker:cpu", {"user"}, "as root", put("", "image", "user")),
+    ("another's home", "docker:cpu", {"home"}, "writing there", put(0, "user", "home_uid")),
+    ("home not writable", "docker:cpu", {"home"}, "Permission", put("PermissionError: no", "user", "home_writable")),
+    ("home elsewhere", "docker:cpu", {"home"}, "writing there", put("/", "user", "home")),
+    ("small shm", "docker:cpu", {"shm"}, "--shm-size", put(64 << 20, "shm", "bytes")),
+    ("workers out of shm", "docker:cpu", {"shm"}, "Bus error", put("killed by signal: Bus error", "shm", "workers")),
+    ("lab differs", "docker:cpu", {"labs"}, "build the image", put("c" * 64, "labs", "01_tensors.py")),
+    ("lab missing", "docker:cpu", {"labs"}, "build the image", lambda f: f["labs"].pop("data/digits.csv")),
+    ("lab too many", "docker:cpu", {"labs"}, "build the image", put("c" * 64, "labs", "99_old.py")),
+    ("open folder", "docker:cpu", {"rights"}, "could change", put(["/opt/x"], "system", "open")),
+    ("setuid", "docker:cpu", {"rights"}, "another user", put(["/usr/bin/su"], "system", "privileged")),
+    ("pip's cache", "docker:cpu", {"leftovers"}, "pulls that", put(["/root/.cache/pip/x (a cache)"], "system", "left")),
+    (
+        "CUDA in a CPU image",
+        "docker:cpu",
+        {"cuda-stack"},
+        "wrong one",
+        put(["/usr/lib/libcudart.so.12"], "system", "cuda"),
+    ),
+    (
+        "second CUDA",
+        "docker:cuda",
+        {"cuda-stack"},
+        "wrong one",
+        lambda f: f["system"]["cuda"].append("/usr/local/cuda/lib64/libcudart.so.13"),
+    ),
+    (
+        "two majors",
+        "docker:cuda",
+        {"cuda-stack"},
+        "wrong one",
+        lambda f: f["system"]["cuda"].append("/opt/venv/lib/python3/site-packages/nvidia/cu12/lib/libcudart.so.12"),
+    ),
+    ("no CUDA", "docker:cuda", {"cuda-stack"}, "not there", put([], "system", "cuda")),
+    (
+        "kernel shut in",
+        "docker:cpu",
+        {"confined"},
+        "open container",
+        put("OSError: read-only", "confined", "device", "cpu", "kernel"),
+    ),
+    ("workers shut in", "docker:cpu", {"confined"}, "open container", put("OSError", "confined", "dataloader")),
+    (
+        "not shut in",
+        "docker:cpu",
+        {"confined"},
+        "nothing is proven",
+        put(["eth0", "lo"], "confined", "confinement", "interfaces"),
+    ),
+    (
+        "root could write",
+        "docker:cpu",
+        {"confined"},
+        "nothing is proven",
+        put(False, "confined", "confinement", "read_only"),
+    ),
+    (
+        "capabilities",
+        "docker:cpu",
+        {"confined"},
+        "nothing is proven",
+        put(1, "confined", "confinement", "capabilities"),
+    ),
+    (
+        "privileges",
+        "docker:cpu",
+        {"confined"},
+        "nothing is proven",
+        put(False, "confined", "confinement", "no_new_privileges"),
+    ),
     ("mps kernel", "mps", {"device"}, "Test GPU", put("AssertionError: not close", "device", "mps", "kernel")),
 ]
 
@@ -151,6 +275,15 @@ def test_a_cpu_environment_under_a_cuda_row_is_caught_thrice_and_by_its_packages
     assert ended(outcomes, SKIPPED) == {"device"}
     facts["packages"] = good(cpu)["packages"]
     assert "packages" in ended(judge(cuda, facts), FAILED)
+
+
+def test_a_folder_that_could_not_be_read_leaves_nothing_proven() -> None:
+    e = expect("docker:cpu")
+    facts = good(e)
+    facts["system"]["unread"] = ["/root: Permission denied"]
+    outcomes = judge(e, facts)
+    assert ended(outcomes, FAILED) == {"rights", "leftovers"}
+    assert "/root" in outcomes["rights"].found
 
 
 def test_the_bootstrap_set_may_stand_and_its_absence_too() -> None:
@@ -207,12 +340,18 @@ READS = {
     "files": {"files"},
     "dataloader": {"dataloader"},
     "connections": {"network"},
+    "image": {"labels", "lock", "user"},
+    "user": {"user", "home"},
+    "shm": {"shm"},
+    "labs": {"labs"},
+    "system": {"rights", "leftovers", "cuda-stack"},
+    "confined": {"confined"},
 }
 
 
 @pytest.mark.parametrize("fact", READS)
 def test_a_fact_that_could_not_be_read_fails_its_checks_with_the_probes_reason(fact: str) -> None:
-    e = expect("cpu")
+    e = expect("docker:cpu")
     outcomes = judge(e, good(e) | {fact: {"error": "OSError: too short"}})
     assert ended(outcomes, FAILED) == READS[fact]
     assert all("OSError: too short" in outcomes[id].reason for id in READS[fact])
@@ -225,7 +364,7 @@ def test_a_fact_that_could_not_be_read_fails_its_checks_with_the_probes_reason(f
 
 
 def test_a_probe_that_did_not_run_fails_everything_with_its_reason() -> None:
-    outcomes = judge(expect("cuda"), {"error": "exit code 127"})
+    outcomes = judge(expect("docker:cuda"), {"error": "exit code 127"})
     assert ended(outcomes, FAILED) == {check.id for check in checks.CHECKS}
     assert all("exit code 127" in outcome.reason for outcome in outcomes.values())
 
@@ -235,6 +374,7 @@ def test_not_applicable_is_neither_pass_nor_skip_and_says_for_whom_the_check_is(
     facts = good(e)
     del facts["packages"]
     outcomes = judge(e, facts)
-    assert ended(outcomes, NOT_APPLICABLE) == {"packages", "extra", "files"}
+    only = {check.id for check in checks.CHECKS if check.engines == ("docker",)}
+    assert ended(outcomes, NOT_APPLICABLE) == {"packages", "extra", "files"} | only
     assert ended(outcomes, FAILED) == ended(outcomes, SKIPPED) == set()
     assert "docker, venv" in outcomes["packages"].reason

@@ -74,9 +74,10 @@ def test_a_target_for_another_machine_is_exit_3(
 ) -> None:
     monkeypatch.setattr(environment, "read_host", lambda: host)
     with pytest.raises(HostError) as caught:
-        environment.plan(root, name)
+        environment.plan(root, name, "venv")
     assert caught.value.code == 3
     assert f"target {name} is for" in caught.value.what
+    assert [file for file in root.parent.rglob("*") if "cache" in file.parts] == []
 
 
 def test_a_host_that_no_target_fits_is_told_why_for_each(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,6 +304,7 @@ def test_with_no_index_and_no_folder_a_build_stops_within_seconds_with_the_fix(t
     done = invoke(
         "build",
         f"--target={target.name}",
+        "--engine=venv",
         LABRIG_CACHE=str(tmp_path),
         PIP_CONFIG_FILE=os.devnull,
         UV_DEFAULT_INDEX=down,

@@ -271,7 +271,8 @@ def test_the_digest_of_the_inputs_does_not_change_with_what_is_not_asked() -> No
     base = samples.target()
     data: dict[str, Any] = {
         "indexes": {"other": "https://mirror.example/"},
-        "defaults": {"engines": ["docker", "venv"]},
+        "defaults": {"engines": ["docker", "venv"], "base": "registry"},
+        "suites": {"stable": {"python": samples.PYTHON, "image": "debian:stable-slim"}},
     }
     data["targets"] = {"here": samples.row(index="other", why="another reason", platforms=["linux_aarch64", LINUX])}
     other = spec.parse(data, Path(spec.TABLE)).targets["here"]

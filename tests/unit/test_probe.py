@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from labrig import verify
+from labrig.engines import PROBE
 
 NOWHERE = "192.0.2.1"  # RFC 5737: an address for documentation, nobody has it
 
@@ -41,7 +41,7 @@ def add_package(environment: Path, name: str, version: str, code: str = "", reco
 
 def probe(environment: Path, **variables: str) -> tuple[dict[str, Any], str]:
     done = subprocess.run(
-        [environment / "bin" / "python", "-S", verify.PROBE],
+        [environment / "bin" / "python", "-S", PROBE],
         capture_output=True, text=True, timeout=60, env={**os.environ, **variables},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -23,6 +23,7 @@ CUDA = {"torch": TORCH, "variant": compat.default_variant(TORCH, "linux_x86_64")
 CPU = {**CUDA, "variant": "cpu", "index": "pytorch-cpu"}
 MPS = {**CUDA, "variant": "mps", "platforms": ["macos_arm64"]}
 DEFAULTS = {"packages": ["numpy"], "engines": ["venv"]}
+SUITES = {"stable": {"python": PYTHON, "image": "debian:stable-slim"}}
 INDEXES = {"pytorch-cpu": "https://index.example/cpu"}
 
 
@@ -36,7 +37,7 @@ def toml(value: object) -> str:
 
 
 def document(row: dict[str, Any], name: str = "here", **top: object) -> str:
-    data = {"defaults": DEFAULTS, "indexes": INDEXES, "targets": {name: row}} | top
+    data = {"defaults": DEFAULTS, "indexes": INDEXES, "suites": SUITES, "targets": {name: row}} | top
     return "".join(f"{key} = {toml(value)}\n" for key, value in data.items())
 
 
@@ -146,9 +147,10 @@ def test_a_short_row_is_completed(table: Written) -> None:
 
 
 def test_a_row_may_replace_the_defaults(table: Written) -> None:
-    target = table.target(changed(CUDA, packages=["scipy >= 1,<2"], engines=["conda", "docker"]))
+    target = table.target(changed(CUDA, packages=["scipy >= 1,<2"], engines=["conda", "docker"], base="registry"))
     assert target.packages == ("scipy<2,>=1",)
     assert target.engines == ("conda", "docker")
+    assert target.base == "registry"
 
 
 def test_companions_get_the_version_of_the_data(table: Written) -> None:
@@ -403,7 +405,7 @@ VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=6
 )
 KEYS = ["torch", "variant", "python", "index", "platforms", "packages", "companions", "engines", "unlocked", "why",
-        "cuda", "min_driver", "capabilities", "glibc", "macos"]  # fmt: skip
+        "base", "suite", "cuda", "min_driver", "capabilities", "glibc", "macos"]  # fmt: skip
 LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "torch": st.sampled_from(compat.releases()),
     "variant": st.sampled_from(sorted({v.name for t in compat.releases() for v in compat.variants(t)} | {"mps"})),
@@ -413,6 +415,8 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "companions": st.lists(st.sampled_from(["torchvision", "torchaudio"]), max_size=2),
     "packages": st.lists(st.sampled_from(["numpy", "torch", "x==1", "x @ file:///x"]) | st.text(), max_size=3),
     "index": st.sampled_from(sorted(INDEXES)),
+    "base": st.sampled_from(spec.BASES),
+    "suite": st.sampled_from(sorted(SUITES)),
     "unlocked": st.dictionaries(st.sampled_from(compat.PLATFORMS), st.text(), max_size=2),
 }
 ROWS = st.fixed_dictionaries(
@@ -423,7 +427,11 @@ ROWS = st.fixed_dictionaries(
 )
 DOCUMENTS = st.fixed_dictionaries(
     {"targets": st.dictionaries(st.just("a") | st.text(), ROWS | VALUES, max_size=2) | VALUES},
-    optional={"defaults": st.just(DEFAULTS) | VALUES, "indexes": st.just(INDEXES) | VALUES},
+    optional={
+        "defaults": st.just(DEFAULTS) | VALUES,
+        "indexes": st.just(INDEXES) | VALUES,
+        "suites": st.just(SUITES) | VALUES,
+    },
 )
 
 
@@ -441,6 +449,7 @@ def test_no_table_makes_anything_but_a_spec_error(data: dict[str, Any]) -> None:
         assert target.platforms and set(target.platforms) <= set(spec.PLATFORMS)
         assert target.device in ("cpu", "cuda", "mps")
         assert not (target.device == "mps" and "docker" in target.engines)
+        assert "docker" not in target.engines or (target.suite and target.suite.python == target.python)
 
 
 @given(st.text() | st.binary() | DOCUMENTS.map(lambda d: "".join(f"{k} = {toml(v)}\n" for k, v in d.items())))
