@@ -17,7 +17,7 @@ TARGET = "a target of images/targets.toml; without it the one that fits this hos
 AS_JSON = "print a JSON document"
 INDEX = "NAME=URL or NAME=none: override an index of images/targets.toml (repeatable)"
 OFFLINE = "open no network connection"
-ENGINE = "the engine that makes the environment; without it the first that the target names"
+ENGINE = "docker or venv; without it the target's first engine that this host can use"
 
 
 @task(name="list", help={"json": AS_JSON})
@@ -54,19 +54,38 @@ def doctor(c: Context, json: bool = False) -> None:
         "target": "one target; without it all",
         "platform": "one platform of the target; without it all that can be locked here",
         "upgrade": "take the newest versions; without it the locked ones are kept where they fit",
+        "base": 'ask the registry for the digest of the base instead, for rows with base = "registry"',
         "index": INDEX,
     },
     iterable=["index"],
 )
 @cli.door
 def lock(
-    c: Context, target: str = "", platform: str = "", upgrade: bool = False, index: list[str] | None = None
+    c: Context,
+    target: str = "",
+    platform: str = "",
+    upgrade: bool = False,
+    base: bool = False,
+    index: list[str] | None = None,
 ) -> None:
     """Resolve the targets, every wheel by its digest, and render what follows."""
     from labrig import relock
 
-    for file in relock.relock(ROOT, target or None, platform or None, upgrade=upgrade, overrides=index or ()):
+    if base:
+        changed = relock.lock_bases(ROOT, target or None)
+    else:
+        changed = relock.relock(ROOT, target or None, platform or None, upgrade=upgrade, overrides=index or ())
+    for file in changed:
         print(file.relative_to(ROOT))
+
+
+@task(help={"target": TARGET, "fresh": "make it anew from Debian's packages of today"})
+@cli.door
+def base(c: Context, target: str = "", fresh: bool = False) -> None:
+    """Make the image under the wheels of a target, or find it made; prints what the engine calls it."""
+    from labrig import environment
+
+    print(environment.make_base(ROOT, target or None, fresh=fresh))
 
 
 @task(help={"check": "change nothing; exit 8 if a committed file is not what a render gives"})
@@ -100,7 +119,14 @@ def fetch(
 
 
 @task(
-    help={"target": TARGET, "engine": ENGINE, "index": INDEX, "offline": OFFLINE, "json": AS_JSON}, iterable=["index"]
+    help={
+        "target": TARGET,
+        "engine": "docker or venv; without it the first that the target names",
+        "index": INDEX,
+        "offline": OFFLINE,
+        "json": AS_JSON,
+    },
+    iterable=["index"],
 )
 @cli.door
 def build(

@@ -69,6 +69,8 @@ def absent(reason: str) -> HostError:
         cure = "let this user in (sudo usermod -aG docker $USER, then log in again)"
     elif reason == "not installed":
         cure = "install Docker (docs.docker.com/engine/install; Debian: apt install docker.io docker-buildx)"
+    elif os.environ.get("DOCKER_HOST"):
+        cure = f"make it answer at DOCKER_HOST={os.environ['DOCKER_HOST']}, or unset that"
     else:
         cure = "start it (sudo systemctl start docker, or Docker Desktop)"
     return HostError("no Docker engine answers here", found=reason, fix=f"{cure}; {WITHOUT}")
@@ -100,7 +102,8 @@ def failure(error: Exception) -> LabrigError:
 
 def is_full(text: str) -> bool:
     """Whether an engine's words mean that its disk is full."""
-    return "no space left on device" in text or "disk quota exceeded" in text
+    words = text.lower()
+    return "no space left on device" in words or "disk quota exceeded" in words
 
 
 def full(text: str) -> BuildError:

@@ -145,6 +145,21 @@ def make(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False) ->
     return engines.load(todo.engine).build(todo.target, todo.lock, fetch_wheels, root=root, offline=offline)
 
 
+def make_base(root: Path, name: str | None = None, *, fresh: bool = False) -> str:
+    """Make the base of a target's image, or find it made; gives its reference.
+
+    Raises:
+        HostError: no engine, no mmdebstrap, or this host is for another target.
+        UsageError: the row's base comes from a registry and is not locked.
+        BuildError: it could not be made.
+    """
+    from labrig import base, daemon
+
+    todo = plan(root, name, "docker")
+    with daemon.connect() as client:
+        return base.ensure(client, todo.target, todo.lock.platform, root / "images", fresh=fresh).reference
+
+
 def use(root: Path, name: str | None = None, engine: str | None = None, *, offline: bool = False) -> Environment:
     """The environment that labs, shell and verify enter: built if need be, by ``engine`` or by the first usable one.
 

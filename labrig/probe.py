@@ -284,7 +284,7 @@ def read_shm() -> object:
             total += float(batch[:, -1].sum())
         facts["workers"] = "ok" if total == sum(range(16)) else f"batches sum to {total}"
     except RuntimeError as error:
-        facts["workers"] = " ".join(str(error).split())[:300]
+        facts["workers"] = " ".join(str(error).split())[-300:]
     return facts
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from labrig import environment, lock, render, resolver, spec
+from labrig import base, daemon, environment, lock, render, resolver, spec
 from labrig.errors import LockError, UsageError
 from labrig.indexes import Sources
 from labrig.lock import Lock
@@ -58,6 +58,34 @@ def relock(
         for failure in failures[1:]:
             print(failure, file=sys.stderr)
         raise failures[0]
+    return changed
+
+
+def lock_bases(root: Path, name: str | None = None) -> list[Path]:
+    """Write the digests of the bases that come from a registry, and render what follows; gives the files that changed.
+
+    Raises:
+        UsageError: no row's base comes from a registry.
+        HostError: no Docker engine, which asks the registry.
+        LockError: the registry does not answer, or has no such image.
+    """
+    table = spec.read(root / "images" / spec.TABLE)
+    images = table.path.parent
+    targets = [table.pick(name)] if name else [one for one in table.targets.values() if one.base == "registry"]
+    if not targets or targets[0].base != "registry":
+        raise UsageError(
+            f"there is no base to lock for {name or 'any target'}",
+            found='base = "bootstrap": the base is made here',
+            fix='base = "registry" in the row in images/targets.toml, then the same command',
+        )
+    changed = []
+    with daemon.connect() as client:
+        for target in targets:
+            old = base.default(target, images)
+            file = base.lock(client, target, images)
+            if base.default(target, images) != old:
+                changed.append(file)
+            changed += render.write(render.render(table, target, root / "templates"))
     return changed
 
 

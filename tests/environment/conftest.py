@@ -7,13 +7,11 @@ the target that fits this host.
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import testinfra
 
 from labrig import checks, engines, environment, image, lock, spec, verify
 from labrig.files import write_atomically
@@ -57,31 +55,8 @@ def expectation(request: pytest.FixtureRequest) -> checks.Expectation:
 
 @pytest.fixture(scope="module")
 def facts(request: pytest.FixtureRequest, host: Any) -> dict[str, Any]:
-    """The probe's document; the probe runs once, inside the environment, through testinfra.
-
-    In a container it is also asked, as root, what is in the folders that are closed to others, and before anything
-    else runs there; what the engine itself knows comes with the context.
-    """
-    context = context_of(request.config)
-    if context["engine"] != "docker":
-        return ask(host, context)
-    as_root = testinfra.get_host(f"docker://0@{host.backend.name}")
-    return {**ask(as_root, context, "system"), **ask(host, context, "image"), **context["facts"]}
-
-
-def ask(host: Any, context: dict[str, Any], *words: str) -> dict[str, Any]:
-    """What the probe says: its document, or, asked for one fact, that fact."""
-    # -I: the environment's own Python, not the variables of the toolkit that runs this test. -S: what is installed
-    # there starts only in the processes that the probe watches.
-    done = host.run(shlex.join([context["python"], "-I", "-S", context["probe"], *words]))
-    try:
-        found = json.loads(done.stdout)
-    except ValueError:
-        return {"error": f"the probe ended with exit code {done.rc}: {done.stderr.strip()[-500:]}"}
-    if isinstance(found, list):
-        return {found[0]: found[1]}
-    assert isinstance(found, dict)
-    return found
+    """The probe's document; the probe runs once, inside the environment, through testinfra."""
+    return verify.read_facts(host, context_of(request.config))
 
 
 @pytest.fixture
