@@ -17,7 +17,7 @@ from labrig import checks, engines
 from labrig.engines import Environment, Session
 from labrig.errors import LabrigError, VerifyError
 
-SUITE = Path(__file__).parent.parent / "tests" / "environment"
+SUITE = Path(__file__).parent.parent / "tests" / "environment"  # nothing else may stand there: all of it is run
 TIMEOUT = 900  # seconds
 
 

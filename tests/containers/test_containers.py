@@ -1,0 +1,408 @@
+"""Containers: counted as NOT RUN where no engine answers, failed where one is required (LABRIG_REQUIRE=docker)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labrig import base, checks, daemon, environment, home, image, spec, verify, wheelhouse
+from labrig.engines import Environment, docker
+from labrig.errors import BuildError, HostError
+from labrig.host import Gpu, read_host
+
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
+ROOT = Path(__file__).parents[2]
+INVOKE = [sys.executable, "-m", "invoke"]
+TARGET = "cpu"
+DOCKER = [f"--target={TARGET}", "--engine=docker"]
+
+
+def run(
+    *command: str, cwd: Path = ROOT, given: str | None = None, timeout: int = 600, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **variables}, capture_output=True, text=True, timeout=timeout, input=given
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def invoke(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return run(*INVOKE, *arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def made() -> Environment:
+    return environment.build(ROOT, TARGET, "docker")
+
+
+def containers() -> list[str]:
+    """Sessions that are open: containers of ours."""
+    with daemon.connect() as client:
+        return [str(one.id) for one in client.containers.list(all=True, filters={"label": "labrig.session"})]
+
+
+# --- build --------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_tells_the_engines_version() -> None:
+    with daemon.connect() as client:
+        assert read_host().docker == client.version()["Version"]
+
+
+def test_build_prints_the_reference_and_a_second_one_finds_it(made: Environment) -> None:
+    done = invoke("build", *DOCKER)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{made.reference}\n"
+    assert "building" not in done.stderr
+    with daemon.connect() as client:
+        found = client.images.get(made.reference)
+        assert f"{image.name(made.target)}:latest" in found.tags
+        assert found.labels[image.LOCK] == made.lock.digest
+        assert found.labels[image.INPUTS].startswith(made.reference.rpartition("-")[2])
+        layers = client.api.history(str(found.id))
+    largest = max(layers, key=lambda layer: layer["Size"])
+    assert "pip" in largest["CreatedBy"], "the wheels are in one layer, as what they unpack to"
+    assert "COPY labs" in next(layer["CreatedBy"] for layer in layers if layer["Size"]), "labs are the last layer"
+
+
+def test_a_lab_edit_is_a_new_image_of_the_same_layers(made: Environment, tmp_path: Path) -> None:
+    checkout = copy_of_checkout(tmp_path)
+    with (checkout / "labs" / "01_tensors.py").open("a") as file:
+        file.write("# edited\n")
+    done = invoke("build", *DOCKER, cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    edited = done.stdout.strip()
+    assert edited != made.reference
+    with daemon.connect() as client:
+        old, new = (client.images.get(name).attrs["RootFS"]["Layers"] for name in (made.reference, edited))
+        assert old[:-1] == new[:-1]
+        assert old[-1] != new[-1]
+    record = verify.verify(dataclasses.replace(made, reference=edited))
+    assert {result.id for result in record.checks if result.status == checks.FAILED} == {"labs"}
+    gone = invoke("clean", "--dry-run", cwd=checkout)
+    assert gone.returncode == 0
+    invoke("build", *DOCKER)  # the latest is this checkout's again
+    assert edited in invoke("clean", "--dry-run").stdout
+    with daemon.connect() as client:
+        assert image.remove(client, [edited]) == [edited]
+
+
+def copy_of_checkout(folder: Path) -> Path:
+    place = folder / "checkout"
+    for name in ("tasks.py", "pyproject.toml", "images", "templates", "labrig", "labs", "tests"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            place.mkdir(exist_ok=True)
+            shutil.copy(source, place / name)
+    return place
+
+
+def test_the_committed_dockerfile_builds_by_hand_and_the_image_passes(made: Environment, tmp_path: Path) -> None:
+    checkout = copy_of_checkout(tmp_path)
+    wheelhouse.link_folder(made.lock.wheels, home.wheels(), checkout / "wheels")
+    reference = f"{image.name(made.target)}:{made.target.torch}-by-hand"
+    file = f"images/{TARGET}/Dockerfile"
+    done = run(
+        "docker", "buildx", "build", "--builder", "default", "-f", file, "-t", reference, ".", cwd=checkout,
+        BUILDX_NO_DEFAULT_ATTESTATIONS="1", **engine_variables(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    try:
+        record = verify.verify(dataclasses.replace(made, reference=reference))
+        assert [result for result in record.checks if result.status == checks.FAILED] == []
+    finally:
+        with daemon.connect() as client:
+            image.remove(client, [reference])
+
+
+def engine_variables() -> dict[str, str]:
+    return {key: value for key, value in daemon.environment().items() if key == "DOCKER_HOST"}
+
+
+def test_a_name_that_the_engine_refuses_is_exit_4_with_its_reason(made: Environment) -> None:
+    """The table does not let such a name pass; what else the engine may refuse comes out in the same way."""
+    bad = dataclasses.replace(made.target, name="two__-names")
+    with daemon.connect() as client:
+        under = base.ensure(client, made.target, made.lock.platform, ROOT / "images")
+        recipe = image.Recipe(bad, made.lock, under, "FROM scratch\n", "", {})
+        with pytest.raises(BuildError) as caught:
+            image.build(client, recipe, ROOT, home.wheels)
+    assert caught.value.code == 4
+    assert "invalid" in caught.value.found
+    shutil.rmtree(home.contexts() / bad.name)
+
+
+def test_a_base_is_the_same_whenever_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = spec.read(ROOT / "images" / spec.TABLE).pick(TARGET)
+    assert target.suite
+    digests = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("LABRIG_CACHE", str(tmp_path / name))
+        monkeypatch.setenv("TZ", "Asia/Tokyo" if name == "two" else "UTC")
+        digests.append(base._bootstrap(target.suite, "linux_x86_64")["digest"])
+        shutil.rmtree(tmp_path / name)
+    assert digests[0] == digests[1]
+
+
+def test_a_suite_with_another_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABRIG_CACHE", str(tmp_path))
+    target = spec.read(ROOT / "images" / spec.TABLE).pick(TARGET)
+    assert target.suite
+    with pytest.raises(BuildError, match=rf"brings Python {target.suite.python}, not 3\.99") as caught:
+        base._bootstrap(dataclasses.replace(target.suite, python="3.99"), "linux_x86_64")
+    assert "change together" in caught.value.fix
+    assert [file for file in home.bases().iterdir() if file.suffix == ".tar"] == []
+
+
+# --- a base from a registry -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def registry(folder: Path) -> Iterator[str]:
+    """Debian's docker-registry on 127.0.0.1, at a free port."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {
+        "version": 0.1,
+        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
+        "http": {"addr": f"127.0.0.1:{port}"},
+    }
+    (folder / "config.yml").write_text(json.dumps(settings))  # YAML, too
+    with subprocess.Popen(
+        ["docker-registry", "serve", str(folder / "config.yml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            until = time.monotonic() + 20
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                except OSError:
+                    assert time.monotonic() < until
+                    time.sleep(0.1)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def test_a_base_from_a_registry_needs_its_digest_in_the_lock(made: Environment, tmp_path: Path) -> None:
+    checkout = copy_of_checkout(tmp_path)
+    table = checkout / "images" / spec.TABLE
+    with registry(tmp_path) as address, daemon.connect() as client:
+        suite = made.target.suite
+        assert suite
+        name = f"{address}/{suite.image}"
+        text = table.read_text().replace(f'image = "{suite.image}"', f'image = "{name}"')
+        table.write_text(text.replace(f"[targets.{TARGET}]\n", f'[targets.{TARGET}]\nbase = "registry"\n'))
+        under = base.ensure(client, made.target, made.lock.platform, ROOT / "images")
+        client.images.get(under.reference).tag(*name.rsplit(":", 1))
+
+        unlocked = invoke("build", *DOCKER, cwd=checkout)
+        assert unlocked.returncode == 2, unlocked.stderr
+        assert f"invoke lock --base --target={TARGET}" in unlocked.stderr
+
+        absent = invoke("lock", "--base", f"--target={TARGET}", cwd=checkout)
+        assert absent.returncode == 4, absent.stderr
+        assert name in absent.stderr
+
+        client.images.push(name)
+        locked = invoke("lock", "--base", f"--target={TARGET}", cwd=checkout)
+        assert locked.returncode == 0, locked.stderr
+        assert locked.stdout.splitlines() == [f"images/{TARGET}/base.lock", f"images/{TARGET}/Dockerfile"]
+        digest = client.images.get_registry_data(name).id
+        assert f"ARG BASE={name}@{digest}" in (checkout / "images" / TARGET / "Dockerfile").read_text()
+
+        client.images.remove(name)
+        built = invoke("build", *DOCKER, cwd=checkout)
+        assert built.returncode == 0, built.stderr
+        assert f"pulling {name}@{digest}" in built.stderr
+        verified = invoke("verify", *DOCKER, "--json", cwd=checkout)
+        assert verified.returncode == 0, verified.stdout
+        labels = client.images.get(built.stdout.strip()).labels
+        assert labels["org.opencontainers.image.base.digest"] == digest
+        image.remove(client, [built.stdout.strip(), f"{name}@{digest}"])
+    invoke("build", *DOCKER)  # the latest is this checkout's again
+
+
+# --- verify, labs, shell --------------------------------------------------------------------------------------------
+
+
+def test_the_image_passes_every_check(made: Environment) -> None:
+    done = invoke("verify", *DOCKER, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    assert (document["engine"], document["reference"]) == ("docker", made.reference)
+    assert {check["id"]: check["status"] for check in document["checks"]} == {
+        check.id: checks.PASSED for check in checks.CHECKS
+    }
+    assert containers() == []
+
+
+def test_the_labs_run_in_the_image_and_their_results_are_here(made: Environment, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    done = invoke("labs", *DOCKER, "--quick", f"--out={out}", "--json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert {result["status"] for result in results} == {"passed"}
+    assert {result["lab"] for result in results} == {p.stem for p in (ROOT / "labs").glob("[0-9]*.py")}
+    assert (out / "report.html").stat().st_size > 10_000
+    record = json.loads((out / results[0]["lab"] / "metrics.json").read_text())
+    assert record["environment"]["torch"].startswith(made.target.torch)
+    again = invoke("labs", *DOCKER, "--quick", f"--out={out}", "--json")
+    assert all(result["reused"] for result in json.loads(again.stdout))
+    assert containers() == []
+
+
+def test_a_named_device_that_is_absent_is_exit_3(tmp_path: Path) -> None:
+    done = invoke("labs", *DOCKER, "--device=cuda", "--quick", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 3
+    assert "device cuda is absent" in done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root's folders are handed over")
+def test_a_folder_of_roots_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("dear")
+    done = invoke("labs", *DOCKER, "--quick", f"--out={tmp_path}")
+    assert done.returncode == 2
+    assert "holds other things" in done.stderr
+    assert (tmp_path / "letter").stat().st_uid == 0
+
+
+def test_labs_in_a_container_stop_with_ctrl_c_and_go_on(tmp_path: Path) -> None:
+    out, log = tmp_path / "results", tmp_path / "log"
+    command = [*INVOKE, "labs", *DOCKER, f"--out={out}", "--jobs=1"]
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT, start_new_session=True) as process,
+    ):
+        until = time.monotonic() + 120
+        while " started" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.05)
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130, log.read_text()
+    said = log.read_text()
+    assert "stopping the labs" in said
+    assert "labrig: interrupted" in said
+    assert "Traceback" not in said
+    assert containers() == []
+    kept = json.loads((out / "run.json").read_text())["labs"]
+    assert "interrupted" in {entry["status"] for entry in kept.values()}
+    done = invoke("labs", *DOCKER, f"--out={out}", "--lab=01", "--quick")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_shell_runs_as_a_student_without_any_privilege(made: Environment) -> None:
+    done = invoke("shell", *DOCKER, "--command=id -u; grep CapEff /proc/self/status; grep NoNewPrivs /proc/self/status")
+    user, capabilities, privileges = done.stdout.splitlines()
+    assert int(user) > 0
+    assert capabilities.split()[1].strip("0") == ""
+    assert privileges.split()[1] == "1"
+    assert invoke("shell", *DOCKER, "--command=exit 7").returncode == 7
+    assert containers() == []
+
+
+def test_what_goes_in_and_out_of_a_container_is_what_it_was(made: Environment) -> None:
+    """Every byte of stdin, of stdout from the first on, and nothing of stderr between them."""
+    given = "".join(f"{i} café\n" for i in range(200_000))
+    done = invoke("shell", *DOCKER, "--command=cat; echo aside >&2", given=given)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == given
+    assert done.stderr.endswith("aside\n")
+    for _ in range(5):
+        assert invoke("shell", *DOCKER, "--command=echo first", given="").stdout == "first\n"
+
+
+def test_whoever_calls_owns_what_is_written(made: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user whom the image does not know: a home that can be written to, files of their own."""
+    out = tmp_path / "out"
+    out.mkdir()
+    os.chown(out, 4321, 4321)
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    monkeypatch.setattr(os, "getgid", lambda: 4321)
+    write = "import os, pathlib, torch; pathlib.Path.home().joinpath('x').write_text('x'); "
+    write += f"open({str(out / 'mine')!r}, 'w').write(str(os.getuid()))"
+    with docker.session(made, "labs", [out]) as session:
+        assert session.run([session.python, "-c", write]) == 0
+    assert (out / "mine").read_text() == "4321"
+    assert (out / "mine").stat().st_uid == 4321
+
+
+def test_what_sudo_writes_into_a_persons_folder_is_theirs(tmp_path: Path) -> None:
+    os.chown(tmp_path, 4321, 4322)
+    (tmp_path / "new").mkdir()
+    assert docker._user([tmp_path / "new"]) == ("4321:4322" if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}")
+
+
+def test_a_gpu_that_the_engine_cannot_hand_in_is_exit_3(made: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = dataclasses.replace(read_host(), driver="580.65.06", gpus=(Gpu("Test GPU", "8.0"),))
+    monkeypatch.setattr(docker, "read_host", lambda: host)
+    for_cuda = dataclasses.replace(made, target=dataclasses.replace(made.target, device="cuda"))
+    with pytest.raises(HostError, match="GPU") as caught, docker.session(for_cuda):
+        pass
+    assert caught.value.code == 3
+    assert "NVIDIA Container Toolkit" in caught.value.fix
+    assert containers() == []
+
+
+def test_an_engine_elsewhere_builds_but_opens_no_session(made: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "address", lambda: "tcp://192.0.2.1:2376")
+    monkeypatch.setattr(
+        daemon, "_open", lambda _: __import__("docker").DockerClient(base_url="unix:///var/run/docker.sock")
+    )
+    with pytest.raises(HostError, match="own engine only"), docker.session(made):
+        pass
+
+
+# --- the images for CUDA: `pytest -m cuda_image`, some 15 GB and ten minutes ------------------------------------
+
+CUDA = [t for t in spec.read(ROOT / "images" / spec.TABLE).targets.values() if t.device == "cuda"]
+
+
+@pytest.mark.cuda_image
+@pytest.mark.parametrize("target", CUDA, ids=[target.name for target in CUDA])
+def test_an_image_for_cuda_is_built_verified_and_runs_labs_on_the_cpu(target: spec.Target, tmp_path: Path) -> None:
+    here = [f"--target={target.name}", "--engine=docker"]
+    built = invoke("build", *here, timeout=3600)
+    assert built.returncode == 0, built.stderr
+    verified = invoke("verify", *here, "--json")
+    assert verified.returncode == 0, verified.stdout
+    status = {check["id"]: check for check in json.loads(verified.stdout)["checks"]}
+    others = {id: check["status"] for id, check in status.items() if id != "device"}
+    assert set(others.values()) == {checks.PASSED}, others
+    done = invoke("labs", *here, "--device=cpu", "--quick", f"--out={tmp_path / 'out'}", "--json")
+    assert done.returncode == 0, done.stderr
+    assert {result["device"] for result in json.loads(done.stdout)} == {"cpu"}
+    required = invoke("verify", *here, "--require-device", "--json")
+    device = {check["id"]: check for check in json.loads(required.stdout)["checks"]}["device"]
+    if read_host().gpus:
+        assert (required.returncode, device["status"]) == (0, checks.PASSED)
+        return
+    assert status["device"]["status"] == checks.SKIPPED
+    assert "torch sees no cuda device here" in status["device"]["reason"]
+    assert (required.returncode, device["status"]) == (6, checks.FAILED)
+    with daemon.connect() as client:
+        variables = dict(pair.split("=", 1) for pair in client.images.get(built.stdout.strip()).attrs["Config"]["Env"])
+    assert variables["NVIDIA_VISIBLE_DEVICES"] == "all"
+    assert variables["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+    assert variables["NVIDIA_REQUIRE_CUDA"] == f"driver>={target.min_driver}"
