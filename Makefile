@@ -14,7 +14,7 @@ up: setup ## do the main job for this host: lock check, fetch, build, labs, veri
 	@$(BIN)/invoke up
 
 test: setup check ## pass all tests (container tests where a Docker engine answers)
-	@$(BIN)/invoke build
+	@$(BIN)/invoke build --engine=venv
 	@$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
 
 check: setup ## static checks: types, lint, rendered files current

@@ -10,76 +10,26 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from labrig import environment, home, interpreters, wheelhouse
+from bench import images
+from bench.clock import INVOKE, ROOT, Timing, measure, run
+from labrig import daemon, environment, home, interpreters, wheelhouse
 from labrig.engines import venv
 from labrig.files import write_atomically
 
-ROOT = Path(__file__).parents[1]
-INVOKE = Path(sys.executable).with_name("invoke")
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Wall and CPU seconds of one way to do a thing, run by run."""
-
-    name: str
-    wall: list[float]
-    cpu: list[float]
-
-    @property
-    def median(self) -> float:
-        """Median wall seconds."""
-        return statistics.median(self.wall)
-
-
-def measure(ways: dict[str, Callable[[], None]], runs: int) -> list[Timing]:
-    """Run the ways in turn, ``runs`` times each."""
-    timings = {name: Timing(name, [], []) for name in ways}
-    for number in range(runs):
-        for name, way in ways.items():
-            print(f"  {number + 1}/{runs} {name}", file=sys.stderr, flush=True)
-            before, began = _cpu_seconds(), time.perf_counter()
-            way()
-            timings[name].wall.append(time.perf_counter() - began)
-            timings[name].cpu.append(_cpu_seconds() - before)
-    return list(timings.values())
-
-
-def _cpu_seconds() -> float:
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in usage)
-
-
-def run(*command: str | Path, **variables: str) -> None:
-    """Run a command quietly; a failure ends the benchmark with what it printed."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
 
 
 def bench_environment(runs: int) -> list[Timing]:
     """A native environment from wheels at hand: labrig twice (wheels unpacked before or not), pip in a venv once."""
-    todo = environment.plan(ROOT)
+    todo = environment.plan(ROOT, engine="venv")
     environment.fetch(todo.table, todo.target, todo.lock)
     python = interpreters.find(todo.target.python)
     with tempfile.TemporaryDirectory(prefix="labrig-bench-", dir=home.root()) as folder:
@@ -95,11 +45,29 @@ def bench_environment(runs: int) -> list[Timing]:
         def labrig_unpacking() -> None:
             shutil.rmtree(scratch / "uv", ignore_errors=True)
             shutil.rmtree(made, ignore_errors=True)
-            run(INVOKE, "build", "--target", todo.target.name, "--offline", LABRIG_CACHE=str(scratch))
+            run(
+                INVOKE,
+                "build",
+                "--target",
+                todo.target.name,
+                "--engine",
+                "venv",
+                "--offline",
+                LABRIG_CACHE=str(scratch),
+            )
 
         def labrig_unpacked() -> None:
             shutil.rmtree(made)
-            run(INVOKE, "build", "--target", todo.target.name, "--offline", LABRIG_CACHE=str(scratch))
+            run(
+                INVOKE,
+                "build",
+                "--target",
+                todo.target.name,
+                "--engine",
+                "venv",
+                "--offline",
+                LABRIG_CACHE=str(scratch),
+            )
 
         def pip(*flags: str) -> None:
             place = Path(folder, "pip")
@@ -129,10 +97,10 @@ def _after(first: Callable[[], None], then: Callable[[], None]) -> Callable[[], 
 
 def bench_commands(runs: int) -> list[Timing]:
     """What a person waits for when nothing is to be done."""
-    run(INVOKE, "build")
+    run(INVOKE, "build", "--engine=venv")
     return measure(
         {
-            "invoke build, nothing changed": lambda: run(INVOKE, "build"),
+            "invoke build --engine=venv, nothing changed": lambda: run(INVOKE, "build", "--engine=venv"),
             "invoke list": lambda: run(INVOKE, "list"),
             "invoke --list (Invoke itself)": lambda: run(INVOKE, "--list"),
         },
@@ -141,7 +109,7 @@ def bench_commands(runs: int) -> list[Timing]:
 
 
 def table(environments: list[Timing], commands: list[Timing]) -> str:
-    """The figures in Markdown."""
+    """The figures in Markdown; ratios are against the last way of ``environments``."""
     reference = environments[-1].median
     lines = ["| what | wall s, median (min-max) | CPU s | times faster |", "|---|---|---|---|"]
     for timing in environments:
@@ -163,7 +131,16 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/measured.md")
     options = parser.parse_args()
     text = table(bench_environment(options.runs), bench_commands(max(5, options.runs)))
-    target = environment.plan(ROOT)
+    target = environment.plan(ROOT, engine="venv")
+    version, why_not = daemon.ask()
+    if version:
+        builds, sizes = images.bench_builds(options.runs)
+        text += f"\n\nDocker {version}; the same base, wheels and lock on both sides\n\n"
+        text += table(builds, images.bench_work(options.runs))
+        own, plain = sizes.values()
+        text += f"\n\nImage sizes, unpacked: labrig's {own / 1e9:.2f} GB, the plain one {plain / 1e9:.2f} GB."
+    else:
+        text += f"\n\nImages were not measured: {why_not}."
     where = (
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
         f"target {target.target.name} ({len(target.lock.wheels)} wheels, {target.lock.size / 1e6:.0f} MB), "

@@ -88,12 +88,11 @@ def start(client: DockerClient, settings: Settings) -> Iterator[Container]:
     container = client.containers.get(made["Id"])
     try:
         lifeline = client.api.attach_socket(made["Id"], params={"stdin": 1, "stream": 1})
-        container.start()
         try:
+            container.start()
             yield container
         finally:
-            _socket(lifeline).close()
-            lifeline.close()
+            _close(lifeline)
     finally:
         with contextlib.suppress(docker.errors.NotFound, APIError, OSError):
             container.remove(force=True)
@@ -130,7 +129,7 @@ def run(
         else:
             _pump(container, _socket(answer), user, {1: 1 if stdout is None else stdout, 2: 2})
     finally:
-        answer.close()
+        _close(answer)
     code = api.exec_inspect(made["Id"])["ExitCode"]
     if code is None:
         raise daemon.absent("the container ended while a command ran in it")
@@ -152,6 +151,12 @@ def _socket(answer: Any) -> socket.socket:
     """The socket under what the SDK gives."""
     found: socket.socket = getattr(answer, "_sock", answer)
     return found
+
+
+def _close(answer: Any) -> None:
+    """Close what the SDK gives, and the socket under it, which would stay open."""
+    _socket(answer).close()
+    answer.close()
 
 
 def _pump(container: Container, connection: socket.socket, user: str, outputs: Mapping[int, int]) -> None:

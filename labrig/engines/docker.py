@@ -99,6 +99,7 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
             capabilities=("DAC_READ_SEARCH",) if purpose == "verify" else (),
             mounts={str(folder): (folder, True) for folder in folders} | _probe(purpose, Path(scratch)),
             tmpfs={image.HOME: _owned(user)} if user else {},
+            environment={"LABRIG_IMAGE_ID": str(client.images.get(environment.reference).id)},  # for the labs' records
         )
         with container.start(client, settings) as started:
 

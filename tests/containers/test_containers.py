@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from labrig import base, checks, daemon, environment, home, image, spec, verify, wheelhouse
+from labrig import base, checks, container, daemon, environment, home, image, spec, verify, wheelhouse
 from labrig.engines import Environment, docker
 from labrig.errors import BuildError, HostError
 from labrig.host import Gpu, read_host
@@ -49,9 +49,11 @@ def made() -> Environment:
 
 
 def containers() -> list[str]:
-    """Sessions that are open: containers of ours."""
+    """Sessions that nobody is in: containers whose process is gone, or is this one. Other tests have theirs."""
     with daemon.connect() as client:
-        return [str(one.id) for one in client.containers.list(all=True, filters={"label": "labrig.session"})]
+        found = client.containers.list(all=True, filters={"label": container.MARK}, ignore_removed=True)
+        owners = {str(one.id): int(one.labels[container.MARK]) for one in found}
+    return [id for id, owner in owners.items() if owner == os.getpid() or not Path(f"/proc/{owner}").exists()]
 
 
 # --- build --------------------------------------------------------------------------------------------------------
@@ -137,14 +139,20 @@ def engine_variables() -> dict[str, str]:
 def test_a_name_that_the_engine_refuses_is_exit_4_with_its_reason(made: Environment) -> None:
     """The table does not let such a name pass; what else the engine may refuse comes out in the same way."""
     bad = dataclasses.replace(made.target, name="two__-names")
-    with daemon.connect() as client:
+    with pytest.raises(BuildError, match="refused: invalid reference format") as caught, daemon.connect() as client:
         under = base.ensure(client, made.target, made.lock.platform, ROOT / "images")
-        recipe = image.Recipe(bad, made.lock, under, "FROM scratch\n", "", {})
-        with pytest.raises(BuildError) as caught:
-            image.build(client, recipe, ROOT, home.wheels)
+        image.build(client, image.Recipe(bad, made.lock, under, "FROM scratch\n", "", {}), ROOT, home.wheels)
     assert caught.value.code == 4
-    assert "invalid" in caught.value.found
-    shutil.rmtree(home.contexts() / bad.name)
+
+
+def test_a_label_that_the_engine_refuses_is_exit_4_with_its_reason(made: Environment) -> None:
+    """A Dockerfile that BuildKit cannot read; the reason is the engine's."""
+    with pytest.raises(BuildError, match="nothing was tagged") as caught, daemon.connect() as client:
+        under = base.ensure(client, made.target, made.lock.platform, ROOT / "images")
+        text = "ARG BASE\nFROM ${BASE}\nLABEL lonely\n"
+        image.build(client, image.Recipe(made.target, made.lock, under, text, "", {}), ROOT, home.wheels)
+    assert caught.value.code == 4
+    assert "LABEL" in caught.value.found
 
 
 def test_a_base_is_the_same_whenever_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +273,9 @@ def test_the_labs_run_in_the_image_and_their_results_are_here(made: Environment,
     assert {result["lab"] for result in results} == {p.stem for p in (ROOT / "labs").glob("[0-9]*.py")}
     assert (out / "report.html").stat().st_size > 10_000
     record = json.loads((out / results[0]["lab"] / "metrics.json").read_text())
-    assert record["environment"]["torch"].startswith(made.target.torch)
+    assert record["env"]["torch"].startswith(made.target.torch)
+    with daemon.connect() as client:
+        assert record["env"]["image_id"] == client.images.get(made.reference).id
     again = invoke("labs", *DOCKER, "--quick", f"--out={out}", "--json")
     assert all(result["reused"] for result in json.loads(again.stdout))
     assert containers() == []
