@@ -12,7 +12,6 @@ import os
 import platform
 import shutil
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
