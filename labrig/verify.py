@@ -135,30 +135,16 @@ def write_context(session: Session, results: Path | None, require_device: bool) 
 
 
 def read_facts(host: Any, context: Mapping[str, Any]) -> dict[str, Any]:
-    """What the probe says inside the environment, asked through testinfra's ``host``, and what its engine knows of it.
-
-    In a container the probe is first asked, as root and before anything else runs there, what the image's file system
-    holds: some folders are closed to others.
-    """
-    if context["engine"] != "docker":
-        return _ask(host, context)
-    import testinfra  # type: ignore[import-untyped]
-
-    as_root = testinfra.get_host(f"docker://0@{host.backend.name}")
-    return {**_ask(as_root, context, "system"), **_ask(host, context, "image"), **context["facts"]}
-
-
-def _ask(host: Any, context: Mapping[str, Any], *words: str) -> dict[str, Any]:
-    """The probe's document; asked for one fact, that fact."""
+    """What the probe says inside the environment, asked through testinfra's ``host``, and what its engine knows."""
+    words = ["image"] if context["engine"] == "docker" else []
     # -I: the environment's own Python, not the variables of the toolkit that runs this. -S: what is installed there
     # starts only in the processes that the probe watches.
     done = host.run(shlex.join([context["python"], "-I", "-S", context["probe"], *words]))
-    why = {"error": f"the probe ended with exit code {done.rc}: {done.stderr.strip()[-500:]}"}
     try:
         found = json.loads(done.stdout)
     except ValueError:
-        return {words[0]: why} if words == ("system",) else why
-    return {found[0]: found[1]} if isinstance(found, list) else dict(found)
+        return {"error": f"the probe ended with exit code {done.rc}: {done.stderr.strip()[-500:]}"}
+    return {**found, **context["facts"]}
 
 
 def _run_suite(session: Session, context: Path, results: Path) -> dict[str, checks.Outcome]:

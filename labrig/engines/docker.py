@@ -95,12 +95,13 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
             network=purpose == "shell",
             gpus=environment.target.device == "cuda" and bool(host.gpus),
             shm_size=int(client.info()["MemTotal"]) // SHM_SHARE,
-            # verify reads folders that are closed to others, as root without any other privilege.
-            capabilities=("DAC_READ_SEARCH",) if purpose == "verify" else (),
             mounts={str(folder): (folder, True) for folder in folders} | _probe(purpose, Path(scratch)),
             tmpfs={image.HOME: _owned(user)} if user else {},
             environment={"LABRIG_IMAGE_ID": str(client.images.get(environment.reference).id)},  # for the labs' records
         )
+        memory = {"/tmp": "rw,nosuid,nodev,mode=1777", image.HOME: "rw,nosuid,nodev,mode=1777"}  # noqa: S108
+        shut = replace(settings, read_only=True, tmpfs=memory)
+        as_root = replace(settings, read_only=True, user="0:0", capabilities=("DAC_READ_SEARCH",))
         with container.start(client, settings) as started:
 
             def run(
@@ -123,7 +124,9 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
                         "user": config.get("User") or "",
                         "environment": dict(pair.split("=", 1) for pair in config.get("Env") or ()),
                     },
-                    "confined": _confine(client, settings),
+                    "confined": _look(client, shut, CONFINED),
+                    # By root without any other privilege: some folders are closed to others.
+                    **_look(client, as_root, ["system"]),
                 }
 
             yield Session(
@@ -142,21 +145,17 @@ def _probe(purpose: Purpose, scratch: Path) -> dict[str, tuple[Path, bool]]:
     return {PROBE: (place, False)}
 
 
-def _confine(client: DockerClient, settings: Settings) -> dict[str, Any]:
-    """What the probe says in a container that can reach nothing and write nowhere but to its memory."""
-    shut = replace(
-        settings,
-        read_only=True,
-        capabilities=(),
-        tmpfs={image.HOME: "rw,nosuid,nodev,mode=1777", "/tmp": "rw,nosuid,nodev,mode=1777"},  # noqa: S108
-    )
+def _look(client: DockerClient, settings: Settings, names: Sequence[str]) -> dict[str, Any]:
+    """What the probe says of these facts in a container of its own."""
     facts: dict[str, Any] = {}
-    with container.start(client, shut) as started:
-        code, (out, said) = container.ask(started, [image.PYTHON, "-I", "-S", PROBE, *CONFINED])
-    for line in out.splitlines():
-        name, facts[name], _ = json.loads(line)
-    if missing := [name for name in CONFINED if name not in facts]:
-        facts[missing[0]] = {"error": f"its process ended with exit code {code}: {said.strip()[-300:]}"}
+    with container.start(client, settings) as started:
+        code, (out, said) = container.ask(started, [image.PYTHON, "-I", "-S", PROBE, *names])
+    with contextlib.suppress(ValueError):  # what is no line of the probe's is the engine's word that it did not run
+        for line in out.splitlines():
+            name, facts[name], _ = json.loads(line)
+    if missing := [name for name in names if name not in facts]:
+        why = f"{out} {said}".strip()[-300:] if not facts else said.strip()[-300:]
+        facts[missing[0]] = {"error": f"its process ended with exit code {code}: {why}"}
     return facts
 
 
