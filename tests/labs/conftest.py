@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # for the parts of labs that need only the standa
 @pytest.fixture(scope="session")
 def labs_python() -> str:
     """The Python of the environment that fits this host, built if need be; LABRIG_LABS_PYTHON names another."""
-    return os.environ.get("LABRIG_LABS_PYTHON") or f"{environment.build(ROOT).reference}/bin/python"
+    return os.environ.get("LABRIG_LABS_PYTHON") or f"{environment.build(ROOT, engine='venv').reference}/bin/python"
 
 
 @pytest.fixture(scope="session")
