@@ -13,16 +13,16 @@ import json
 import os
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import tarfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import daemon, home
+from labrig import daemon, home, program
 from labrig.errors import BuildError, HostError, LockError, UsageError
 from labrig.files import CHUNK, digest, write_atomically
 from labrig.progress import megabytes
@@ -84,6 +84,18 @@ def ensure(client: DockerClient, target: Target, platform: str, images: Path, *,
     # The committed Dockerfile's own default, for a build by hand.
     client.images.get(reference).tag(REPOSITORY, suite.name)
     return Base(reference, f"{REPOSITORY}:{suite.name}", note["digest"])
+
+
+def former() -> tuple[list[Path], Callable[[str], bool]]:
+    """Root file systems that were made anew since, and whether a reference is to the base of such a one."""
+    kept = {note["suite"]: note["digest"] for file in home.bases().glob("*.json") if (note := _read_note(file))}
+    tars = sorted(set(home.bases().glob("[0-9a-f]*.tar")) - {_tar(sha256) for sha256 in kept.values()})
+
+    def is_former(reference: str) -> bool:
+        suite, _, short = reference.removeprefix(f"{REPOSITORY}:").rpartition("-")
+        return suite in kept and not kept[suite].startswith(f"sha256:{short}")
+
+    return tars, is_former
 
 
 def absent(client: DockerClient, target: Target, platform: str, images: Path) -> str:
@@ -172,8 +184,8 @@ def _from_registry(client: DockerClient, target: Target, images: Path) -> Base:
 
 def _bootstrap(suite: Suite, platform: str) -> dict[str, str]:
     """Make a base; its tar stands in the cache under its digest. Gives the note that is kept of it."""
-    program = shutil.which("mmdebstrap")
-    if program is None:
+    mmdebstrap = shutil.which("mmdebstrap")
+    if mmdebstrap is None:
         raise HostError(
             "mmdebstrap, which makes the image under the wheels, is not installed here",
             found="not on PATH",
@@ -183,7 +195,7 @@ def _bootstrap(suite: Suite, platform: str) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / f".{suite.name}-{platform}.tar"
     print(f"making the base {suite.name} with mmdebstrap: about half a minute, kept for all targets", file=sys.stderr)
-    command = [program, "--variant=minbase", f"--architectures={ARCHITECTURES[platform]}", f"--include={PACKAGES}"]
+    command = [mmdebstrap, "--variant=minbase", f"--architectures={ARCHITECTURES[platform]}", f"--include={PACKAGES}"]
     command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in EXCLUDED]
     command += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]
     command += ["--hook-dir=/usr/share/mmdebstrap/hooks/maybe-merged-usr", f"--customize-hook={STRIP}"]
@@ -210,34 +222,25 @@ def _bootstrap(suite: Suite, platform: str) -> dict[str, str]:
 
 def _run(command: list[str], variables: dict[str, str]) -> None:
     """Run mmdebstrap, its steps on stderr; it removes its own folder when it is stopped."""
-    with subprocess.Popen(
-        command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        errors="replace",
-    ) as process:  # fmt: skip
-        said: list[str] = []
-        assert process.stderr is not None  # noqa: S101 for the type checker
-        try:
-            for line in process.stderr:
-                said.append(line.rstrip())
-                if line.startswith("I: ") and "..." in line:
-                    print(f"  {line[3:].rstrip()}", file=sys.stderr, flush=True)
-            code = process.wait(TIMEOUT)
-        except BaseException:
-            process.terminate()  # Ctrl-C has reached it as well
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            process.kill()
-            raise
-    if code:
-        wrong = [line for line in said if line.startswith(("E: ", "W: "))] or said
-        text = "\n         ".join(wrong[-6:])
-        if "No space left" in text:
-            raise BuildError("the disk is full while the base is made", found=text, fix="make room, then run it again")
-        raise BuildError(
-            "mmdebstrap could not make the base",
-            found=text,
-            fix="look at the network and at apt's settings on this machine (apt update), then run it again",
-        )
+    code, said = program.follow(command, _show, environment=variables, seconds=TIMEOUT)
+    if code == 0:
+        return
+    wrong = [line for line in said if line.startswith(("E: ", "W: "))] or said
+    text = "\n         ".join(wrong[-6:])
+    if daemon.is_full(text):
+        raise BuildError("the disk is full while the base is made", found=text, fix="make room, then run it again")
+    raise BuildError(
+        "mmdebstrap could not make the base" + (f" within {TIMEOUT} s" if code == -signal.SIGKILL else ""),
+        found=text,
+        fix="look at the network and at apt's settings on this machine (apt update), then run it again",
+    )
+
+
+def _show(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        if line.startswith("I: ") and "..." in line:
+            print(f"  {line[3:].rstrip()}", file=sys.stderr, flush=True)
+        yield line.rstrip()
 
 
 def _python_of(tar: Path) -> str:
@@ -265,9 +268,14 @@ def _import(client: DockerClient, tar: Path, reference: str) -> None:
 
 
 def _kept(suite: Suite, platform: str) -> dict[str, str] | None:
+    note = _read_note(_note(suite, platform))
+    return note if note and _tar(note["digest"]).is_file() else None
+
+
+def _read_note(file: Path) -> dict[str, str] | None:
     try:
-        note: dict[str, str] = json.loads(_note(suite, platform).read_text(encoding="utf-8"))
-        return note if _tar(note["digest"]).is_file() else None
+        note = json.loads(file.read_text(encoding="utf-8"))
+        return {key: str(note[key]) for key in ("suite", "digest")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

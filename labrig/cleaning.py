@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from labrig import daemon, home, image, lock, spec
+from labrig import base, daemon, home, image, lock, spec
 from labrig.engines import venv
 from labrig.errors import BuildError, HostError
 
@@ -28,7 +28,9 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
     """
     table = spec.read(root / "images" / spec.TABLE)
     places = [place for folder in _entries(home.environments()) for place in _entries(folder)]
-    busy = [place for place in places if place.suffix == venv.GUARD and _is_locked(place)]
+    guards = [place for place in places if place.suffix == venv.GUARD]
+    guards += [*home.contexts().glob(".*.building"), *home.bases().glob(".*.lock")]
+    busy = [place for place in guards if _is_locked(place)]
     if busy and (everything or name):
         raise BuildError(
             "an environment is being built", found=", ".join(map(str, busy)), fix="wait for it, or stop it"
@@ -51,6 +53,8 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
         kept.update(place.with_suffix("") for place in busy)
         places = [place for place in places if place not in kept and place.suffix != venv.GUARD]
         places += [file for file in _entries(home.wheels() / "partial") if not _is_locked(file)]
+        places += [place for place in home.contexts().glob("[!.]*") if place.name not in table.targets]
+        places += base.former()[0]
     freed = _size(places)
     if not dry_run:
         for place in places:

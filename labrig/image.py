@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from labrig import daemon, home
+from labrig import base, daemon, home, program
 from labrig.base import Base
 from labrig.engines import Fetch
 from labrig.errors import BuildError, HostError
@@ -148,7 +148,8 @@ def build(client: DockerClient, recipe: Recipe, root: Path, fetch: Fetch) -> str
 
 def stale(client: DockerClient, kept: Collection[str], target: str | None, *, everything: bool) -> list[str]:
     """The images of ours that can go: made from a lock that is not among the digests ``kept``, or older than the
-    latest of their lock; with ``target`` every image of that one; with ``everything`` all, and the bases, too."""
+    latest of their lock, and bases that were made anew; with ``target`` every image of that one, with ``everything``
+    all."""
     found = []
     for one in client.images.list(filters={"label": LOCK}):
         labels = one.labels
@@ -157,8 +158,9 @@ def stale(client: DockerClient, kept: Collection[str], target: str | None, *, ev
             current = labels.get(LOCK) in kept and f"labrig/{labels.get('labrig.target')}:latest" in one.tags
             wanted = not current
         found += (one.tags or [str(one.id)]) if wanted else []
-    if everything:
-        found += [tag for one in client.images.list("labrig-base") for tag in one.tags]
+    _, is_former = base.former()
+    bases = [tag for one in client.images.list(base.REPOSITORY) for tag in one.tags]
+    found += [tag for tag in bases if everything or (target is None and is_former(tag))]
     return sorted(found)
 
 
@@ -231,11 +233,11 @@ def revision(root: Path) -> str:
 
 def lacking() -> str:
     """What is missing to build images with, or an empty text: the `docker` program and its buildx."""
-    program = shutil.which("docker")
-    if program is None:
+    docker = shutil.which("docker")
+    if docker is None:
         return "no docker program on PATH"
     try:
-        done = subprocess.run([program, "buildx", "version"], capture_output=True, text=True, timeout=30)
+        done = subprocess.run([docker, "buildx", "version"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError) as error:
         return f"docker buildx cannot be run: {error}"
     return f"docker has no buildx ({done.stderr.strip()[:200]})" if done.returncode else ""
@@ -265,24 +267,7 @@ def _run_buildx(client: DockerClient, recipe: Recipe, context: Path, root: Path,
     print(f"$ {' '.join(command)} {context}", file=sys.stderr, flush=True)
     # No attestations: they would make an index of what is one image (buildx >= 0.10).
     variables = {**daemon.environment(), "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
-    with subprocess.Popen(
-        [*command, str(context)], env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace", pass_fds=(guard,), preexec_fn=_die_with_parent,
-    ) as process:  # fmt: skip
-        assert process.stdout is not None  # noqa: S101 for the type checker
-        late = threading.Timer(TIMEOUT, process.kill)
-        late.start()
-        try:
-            said = show(process.stdout)
-            code = process.wait()
-        except BaseException:
-            process.terminate()  # Ctrl-C has reached it as well: it cancels the build in the engine
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            process.kill()
-            raise
-        finally:
-            late.cancel()
+    code, said = program.follow([*command, str(context)], show, environment=variables, seconds=TIMEOUT, keep=(guard,))
     if code == 0:
         return
     text = "\n".join(said)
@@ -299,14 +284,6 @@ def _run_buildx(client: DockerClient, recipe: Recipe, context: Path, root: Path,
         found="\n         ".join(line for line in said[-14:] if line.strip()) or f"buildx ended with {code}",
         fix="read the step that failed (above), then run it again: what was finished is kept",
     )
-
-
-def _die_with_parent() -> None:
-    """In the child, on Linux: SIGTERM when labrig dies, even by kill -9; buildx then cancels the build (prctl(2))."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 STEP = re.compile(r"#(\d+) \[(?:[^\]]*? )?(\d+)/(\d+)\] (.*)")

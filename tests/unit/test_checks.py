@@ -81,7 +81,6 @@ def in_a_container(e: Expectation) -> Facts:
         },
         "confined": {
             "confinement": {"capabilities": 0, "no_new_privileges": True, "interfaces": ["lo"], "read_only": True},
-            "torch": {"version": e.target.torch},
             "device": {"cpu": {"kernel": "ok"}},
             "dataloader": "ok",
         },
@@ -282,7 +281,7 @@ def test_a_folder_that_could_not_be_read_leaves_nothing_proven() -> None:
     facts = good(e)
     facts["system"]["unread"] = ["/root: Permission denied"]
     outcomes = judge(e, facts)
-    assert ended(outcomes, FAILED) == {"rights", "leftovers"}
+    assert ended(outcomes, FAILED) == {"rights", "leftovers", "cuda-stack"}
     assert "/root" in outcomes["rights"].found
 
 
