@@ -199,7 +199,7 @@ def build(made: Environment, name: str, folder: Path) -> tuple[str, Row]:
 def seen(made: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Seen]]:
     """What `verify` reads in every broken image, two at a time."""
     folder = tmp_path_factory.mktemp("images")
-    images = {name: build(made, name, folder) for name in BROKEN}
+    images: dict[str, tuple[str, Row]] = {}
 
     def look(name: str) -> Seen:
         reference, row = images[name]
@@ -209,14 +209,18 @@ def seen(made: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             return Seen(row, verify.read_facts(testinfra.get_host(session.hostspec), context))
 
     usual = [name for name in BROKEN if name != SMALL]
-    with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(usual, pool.map(look, usual), strict=True))
-    with pytest.MonkeyPatch.context() as patch, daemon.connect() as client:
-        patch.setattr(docker, "SHM_SHARE", client.info()["MemTotal"] // (64 << 20))
-        found[SMALL] = look(SMALL)
-    yield found
-    with daemon.connect() as client:
-        image.remove(client, [reference for reference, _ in images.values()])
+    try:
+        for name in BROKEN:
+            images[name] = build(made, name, folder)
+        with ThreadPoolExecutor(2) as pool:
+            found = dict(zip(usual, pool.map(look, usual), strict=True))
+        with pytest.MonkeyPatch.context() as patch, daemon.connect() as client:
+            patch.setattr(docker, "SHM_SHARE", client.info()["MemTotal"] // (64 << 20))
+            found[SMALL] = look(SMALL)
+        yield found
+    finally:
+        with daemon.connect() as client:
+            image.remove(client, [reference for reference, _ in images.values()])
 
 
 def judge(seen: Seen, *, require_device: bool = False) -> dict[str, Outcome]:
