@@ -31,6 +31,7 @@ WAIT = ["/bin/sh", "-c", "trap '' INT; cat >/dev/null"]
 # `exec start` would be lost in the SDK's buffer.
 BEGIN = 'read -r _; echo $$; exec "$@"'
 BEGIN_TTY = 'read -r _; exec "$@"'
+AHEAD = 1 << 16  # bytes of stdin that are read before the command takes them
 GRACE = 15.0  # seconds that a command has after Ctrl-C; labs take up to 10 to save their state
 
 
@@ -160,26 +161,33 @@ def _close(answer: Any) -> None:
 
 
 def _pump(container: Container, connection: socket.socket, user: str, outputs: Mapping[int, int]) -> None:
-    """Carry stdin in and the two outputs out until the command ends (frames: Docker Engine API, "Stream format")."""
-    connection.sendall(b"\n")
+    """Carry stdin in and the two outputs out until the command ends (frames: Docker Engine API, "Stream format").
+
+    Neither waits for the other: a command may write while it reads, and may end without having read everything.
+    """
     buffer, number, began = b"", b"", False
-    reading: list[Any] = [0]
+    waiting = b"\n"  # to be sent; the first line starts the command
+    more, half_closed = True, False  # whether stdin may still give something, whether the command was told that not
     interrupted = 0.0
     while True:
         try:
-            ready, _, _ = select.select([connection, *reading], [], [], 1.0)
+            sources: list[Any] = [connection, *([0] if more and len(waiting) < AHEAD else [])]
+            ready, writable, _ = select.select(sources, [connection] if waiting else [], [], 1.0)
             if interrupted and time.monotonic() - interrupted > GRACE:
                 raise KeyboardInterrupt
             if 0 in ready:
-                data = os.read(0, 65536)
-                if data:
-                    connection.sendall(data)
-                else:
-                    reading.clear()
+                data = os.read(0, AHEAD)
+                waiting += data
+                more = bool(data)
+            if writable:
+                waiting = _send(connection, waiting)
+            if not more and not waiting and not half_closed:
+                half_closed = True
+                with contextlib.suppress(OSError):  # the command has ended
                     connection.shutdown(socket.SHUT_WR)
             if connection not in ready:
                 continue
-            data = connection.recv(65536)
+            data = _receive(connection)
             if not data:
                 break
             buffer += data
@@ -191,7 +199,7 @@ def _pump(container: Container, connection: socket.socket, user: str, outputs: M
                         continue
                     number, _, text = number.partition(b"\n")
                     began = True
-                _write(outputs[stream], text)
+                _write(outputs.get(stream, 2), text)
         except KeyboardInterrupt:
             # The command is in no process group of this terminal. A second Ctrl-C, and it is left to its end.
             if interrupted or not began:
@@ -200,6 +208,23 @@ def _pump(container: Container, connection: socket.socket, user: str, outputs: M
             container.exec_run(["/bin/sh", "-c", f"kill -INT {int(number)}"], user=user)
     if interrupted:
         raise KeyboardInterrupt
+
+
+def _send(connection: socket.socket, data: bytes) -> bytes:
+    """Send what goes at once; gives the rest. Nothing is left to send to a command that has ended."""
+    try:
+        return data[connection.send(data, socket.MSG_DONTWAIT) :]
+    except BlockingIOError:
+        return data
+    except (BrokenPipeError, ConnectionResetError):
+        return b""
+
+
+def _receive(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(65536)
+    except ConnectionResetError:  # the command has ended without having read all of its stdin
+        return b""
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -140,7 +140,7 @@ def environment() -> dict[str, str]:
     """The environment variables for the `docker` program, so that it talks to the same engine as the SDK."""
     variables = {k: v for k, v in os.environ.items() if k not in ("DOCKER_CONTEXT", "BUILDX_BUILDER")}
     where = address()
-    if is_local() and where:
+    if where:
         variables["DOCKER_HOST"] = where.replace("http+unix://", "unix://")
     return variables
 

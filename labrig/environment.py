@@ -83,7 +83,7 @@ def usable_engine(root: Path, name: str | None = None) -> tuple[str, str]:
     for engine in target.engines:
         reason = engines.load(engine).check(target, host)
         if not reason and engine == "docker":
-            reason = host.docker_error if host.docker is None else _no_image(target, host, root)
+            reason = host.docker_error or "no engine" if host.docker is None else _no_image(target, host, root)
         if not reason:
             return engine, "; ".join(passed_over)
         passed_over.append(f"{engine} cannot be used here: {reason}")

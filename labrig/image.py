@@ -37,6 +37,7 @@ LABS = Path("/opt/labrig")  # in the image: the folder that holds labs/
 PYTHON = "/opt/venv/bin/python"
 HOME = "/home/student"
 UID = GID = 1000
+BYTECODE = Path(__file__).with_name("bytecode.py")
 TIMEOUT = 3600  # seconds
 PACE = 10e6  # bytes of wheels a second, what a first build takes on two cores (docs/measured.md)
 BEAT = 15.0  # seconds after which a step that goes on is said again
@@ -58,7 +59,13 @@ class Recipe:
     @property
     def inputs(self) -> str:
         """SHA-256 over all that goes in."""
-        parts = [self.dockerfile, self.lock.digest, self.base.digest, *sorted(f"{k} {v}" for k, v in self.labs.items())]
+        parts = [
+            self.dockerfile,
+            BYTECODE.read_text(encoding="utf-8"),
+            self.lock.digest,
+            self.base.digest,
+            *sorted(f"{k} {v}" for k, v in self.labs.items()),
+        ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @property
@@ -152,12 +159,12 @@ def stale(client: DockerClient, kept: Collection[str], target: str | None, *, ev
     all."""
     found = []
     for one in client.images.list(filters={"label": LOCK}):
-        labels = one.labels
-        wanted = everything or labels.get("labrig.target") == target
-        if target is None and not wanted:
-            current = labels.get(LOCK) in kept and f"labrig/{labels.get('labrig.target')}:latest" in one.tags
-            wanted = not current
-        found += (one.tags or [str(one.id)]) if wanted else []
+        # Whoever builds FROM an image of ours inherits its labels: only tags of our own name are ours.
+        of = one.labels.get("labrig.target")
+        tags = [tag for tag in one.tags if tag.startswith(f"labrig/{of}:")]
+        current = one.labels.get(LOCK) in kept and f"labrig/{of}:latest" in tags
+        wanted = everything or (of == target if target else not current)
+        found += tags if wanted else []
     _, is_former = base.former()
     bases = [tag for one in client.images.list(base.REPOSITORY) for tag in one.tags]
     found += [tag for tag in bases if everything or (target is None and is_former(tag))]
@@ -197,7 +204,7 @@ def stage(recipe: Recipe, root: Path, store: Path) -> Path:
     for stray in set(wheels.iterdir()) - {wheels / wheel.file for wheel in recipe.lock.wheels}:
         stray.unlink()
     files = {f"labs/{file}": root / "labs" / file for file in recipe.labs}
-    files["labrig/bytecode.py"] = Path(__file__).with_name("bytecode.py")
+    files["labrig/bytecode.py"] = BYTECODE
     for inner, source in files.items():
         _place(place / inner, source.read_bytes())
     requirements = place / "images" / recipe.target.name / f"requirements-{recipe.lock.platform}.txt"
@@ -220,7 +227,14 @@ def revision(root: Path) -> str:
     """The checkout's commit, with ``-dirty`` behind it if files differ from it; ``unknown`` outside of git."""
     try:
         asked = [
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True)
+            subprocess.run(
+                ["git", "-C", str(root), *words],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=20,
+                check=True,
+            )
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
         ]
     except (OSError, subprocess.SubprocessError):
@@ -237,7 +251,9 @@ def lacking() -> str:
     if docker is None:
         return "no docker program on PATH"
     try:
-        done = subprocess.run([docker, "buildx", "version"], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            [docker, "buildx", "version"], capture_output=True, text=True, errors="replace", timeout=30
+        )
     except (OSError, subprocess.SubprocessError) as error:
         return f"docker buildx cannot be run: {error}"
     return f"docker has no buildx ({done.stderr.strip()[:200]})" if done.returncode else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO
 
-GRACE = 15.0  # seconds that a program gets to clean up after Ctrl-C, which has reached it as well
+GRACE = 15.0  # seconds that a program gets to clean up after Ctrl-C, which is handed on to it
 
 
 def follow(
@@ -29,21 +30,27 @@ def follow(
     with subprocess.Popen(
         list(command), env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace", pass_fds=keep, preexec_fn=_die_with_parent,
+        process_group=0,  # its children, which may hold its output open, end with it
     ) as process:  # fmt: skip
         assert process.stdout is not None  # noqa: S101 for the type checker
-        late = threading.Timer(seconds, process.kill)
+        late = threading.Timer(seconds, _signal, (process, signal.SIGKILL))
         late.start()
         try:
             said = list(read(process.stdout))
             return process.wait(), said
         except BaseException:
-            process.terminate()
+            _signal(process, signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
-            process.kill()
+            _signal(process, signal.SIGKILL)
             raise
         finally:
             late.cancel()
+
+
+def _signal(process: subprocess.Popen[str], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
 
 
 def _die_with_parent() -> None:

@@ -81,10 +81,7 @@ def lock_bases(root: Path, name: str | None = None) -> list[Path]:
     changed = []
     with daemon.connect() as client:
         for target in targets:
-            old = base.default(target, images)
-            file = base.lock(client, target, images)
-            if base.default(target, images) != old:
-                changed.append(file)
+            changed += base.lock(client, target, images)
             changed += render.write(render.render(table, target, root / "templates"))
     return changed
 

@@ -151,7 +151,7 @@ _KEYS = frozenset(
 
 
 def _suite(name: str, file: str, top: _Row) -> Suite:
-    if not NAME.fullmatch(name):
+    if not IMAGE_PART.fullmatch(name):
         top.fail("suites", _shown(name), "Debian's code names, as in [suites.trixie]")
     row = _Row(file, f"[suites.{name}]", top.nested("suites", name), {"python", "image"})
     python = row.matching("python", MINOR, 'the Python of that Debian release, such as "3.13"')
@@ -175,6 +175,9 @@ def _target(name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str], su
             "engines", "docker", "venv or conda: a container on a Mac cannot reach the GPU (pytorch/pytorch#81224)"
         )
     suite = _suite_of(row, python, suites)
+    base = BASES[0]
+    if "docker" in engines or "base" in row.data:
+        base = (row if "base" in row.data else defaults).word("base", BASES)
     if "docker" in engines:
         _check_image(name, row, python, suite, suites)
     unlocked = row.table("unlocked")
@@ -199,7 +202,7 @@ def _target(name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str], su
         index=index,
         unlocked=MappingProxyType(dict(unlocked)),
         why=row.text("why"),
-        base=(row if "base" in row.data else defaults).word("base", BASES) if "docker" in engines else BASES[0],
+        base=base,
         suite=suite,
         cuda=".".join(cuda.split(".")[:2]) if cuda else None,
         min_driver=compat.driver_floor(variant, cuda) if cuda else None,

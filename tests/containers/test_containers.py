@@ -343,6 +343,15 @@ def test_what_goes_in_and_out_of_a_container_is_what_it_was(made: Environment) -
         assert invoke("shell", *DOCKER, "--command=echo first", given="").stdout == "first\n"
 
 
+def test_a_command_may_write_more_than_it_reads_and_end_before_all_is_read() -> None:
+    given = "".join(f"{i}\n" for i in range(200_000))
+    grow = "import sys; [sys.stdout.write(line * 8) for line in sys.stdin]"
+    done = invoke("shell", *DOCKER, f"--command=python -c '{grow}'", given=given, timeout=120)
+    assert done.stdout == "".join(f"{line}\n" * 8 for line in given.splitlines())
+    early = invoke("shell", *DOCKER, "--command=head -n 1", given=given, timeout=120)
+    assert (early.returncode, early.stdout) == (0, "0\n"), early.stderr
+
+
 def test_whoever_calls_owns_what_is_written(made: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user whom the image does not know: a home that can be written to, files of their own."""
     out = tmp_path / "out"

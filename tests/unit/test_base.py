@@ -109,12 +109,19 @@ def test_a_dockerfile_starts_from_the_base_made_here_or_from_a_digest_that_is_lo
 
 @pytest.mark.parametrize(
     "text",
-    [LOCKED.replace("stable-slim", "old-slim"), LOCKED.replace("ab", "zz"), LOCKED.replace("sha256", "md5"),
-     LOCKED.replace(DIGEST, "").replace('""', "1")],
-)  # fmt: skip
+    [LOCKED.replace("stable-slim", "old-slim"), LOCKED.replace("ab", "zz"), LOCKED.replace("sha256", "md5")],
+)
 def test_a_digest_of_another_image_or_none_at_all_counts_as_not_locked(tmp_path: Path, text: str) -> None:
     write_lock(tmp_path, text)
     assert base.default(REGISTRY, tmp_path) == ""
+
+
+@pytest.mark.parametrize("value", ["1", "0x" + 5000 * "f", 100_000 * "["])
+def test_a_lock_that_makes_no_sense_is_said_with_what_makes_it_anew(tmp_path: Path, value: str) -> None:
+    write_lock(tmp_path, LOCKED.replace(f'"{DIGEST}"', value))
+    with pytest.raises(LockError, match="not a lock labrig can read") as caught:
+        base.default(REGISTRY, tmp_path)
+    assert "invoke lock --base" in caught.value.fix
 
 
 VALUES = st.sampled_from([DIGEST, SUITE.image, "", "ü\n", f"{DIGEST}\n", True, 1.5, [DIGEST]]) | st.integers()
