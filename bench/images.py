@@ -42,6 +42,7 @@ def bench_builds(runs: int) -> tuple[list[Timing], dict[str, int]]:
         platform = made.lock.platform
         (plain / "images" / target().name / f"requirements-{platform}.txt").rename(plain / "requirements.txt")
         under = base.ensure(client, target(), platform, ROOT / "images").reference
+        (plain / "Dockerfile").unlink()  # a link so far
         (plain / "Dockerfile").write_text(PLAIN.format(base=under), encoding="utf-8")
         own = "labrig-bench:own"
         command = ["docker", "buildx", "build", "--builder", "default", "--no-cache", "--tag"]
