@@ -55,11 +55,11 @@ class Base:
     digest: str  # "sha256:...": of the tar that was imported, or of the registry's manifest
 
 
-def lacking(target: Target, platform: str, images: Path) -> str:
+def lacking(target: Target, platform: str) -> str:
     """Why the base of a target cannot be had here, or an empty text; nothing is made or fetched to find out."""
     suite = _suite(target)
     if target.base == "registry":
-        return "" if _locked(target, images) else f"no digest of {suite.image} in images/{target.name}/{LOCK}"
+        return ""  # one that is not locked is a mistake in the row, not something that this host lacks
     if _kept(suite, platform) or shutil.which("mmdebstrap"):
         return ""
     return "mmdebstrap, which makes the base, is not installed"
@@ -227,7 +227,7 @@ def _bootstrap(suite: Suite, platform: str) -> dict[str, str]:
         made.replace(_tar(sha256))
     finally:
         made.unlink(missing_ok=True)
-    note = {"suite": suite.name, "digest": sha256}
+    note = {"suite": suite.name, "python": suite.python, "digest": sha256}
     write_atomically(_note(suite, platform), json.dumps(note) + "\n")
     print(f"base {suite.name}: {sha256[:19]}, {megabytes(_tar(sha256).stat().st_size)}", file=sys.stderr)
     return note
@@ -245,7 +245,7 @@ def _run(command: list[str], variables: dict[str, str]) -> None:
     raise BuildError(
         "mmdebstrap could not make the base" + (f" within {TIMEOUT} s" if code == -signal.SIGKILL else ""),
         found=text,
-        fix="look at the network and at apt's settings on this machine (apt update), then run it again",
+        fix="look at the suite's name in images/targets.toml, the network, apt's settings (apt update); run it again",
     )
 
 
@@ -282,13 +282,14 @@ def _import(client: DockerClient, tar: Path, reference: str) -> None:
 
 def _kept(suite: Suite, platform: str) -> dict[str, str] | None:
     note = _read_note(_note(suite, platform))
-    return note if note and _tar(note["digest"]).is_file() else None
+    fits = note and note["python"] == suite.python and _tar(note["digest"]).is_file()
+    return note if fits else None
 
 
 def _read_note(file: Path) -> dict[str, str] | None:
     try:
         note = json.loads(file.read_text(encoding="utf-8"))
-        return {key: str(note[key]) for key in ("suite", "digest")}
+        return {key: str(note[key]) for key in ("suite", "python", "digest")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

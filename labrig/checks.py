@@ -326,6 +326,8 @@ def check_confined(e: Expectation, facts: Facts) -> Outcome:
         return Outcome(
             FAILED, expected, f"it has {', '.join(open_)}", "the container was not shut in, nothing is proven"
         )
+    if (home := _fact(facts, "confined", "user", "home_writable")) != "yes":
+        return Outcome(FAILED, expected, f"home in memory: {home}", "it works in an open container only")
     kernel, workers = _fact(facts, "confined", "device", "cpu", "kernel"), _fact(facts, "confined", "dataloader")
     if (kernel, workers) != ("ok", "ok"):
         return Outcome(FAILED, expected, f"kernel: {kernel}; workers: {workers}", "it works in an open container only")

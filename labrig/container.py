@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +30,15 @@ MARK = "labrig.session"  # label of every container that we start
 WAIT = ["/bin/sh", "-c", "trap '' INT; cat >/dev/null"]
 # Says its own number, so that it can be sent a signal, once we listen: an answer that comes with the HTTP headers of
 # `exec start` would be lost in the SDK's buffer.
-BEGIN = 'read -r _; echo $$; exec "$@"'
+BEGIN = 'read -r _; command -v "$1" >/dev/null || { echo absent; exit 127; }; echo $$; exec "$@"'
 BEGIN_TTY = 'read -r _; exec "$@"'
 AHEAD = 1 << 16  # bytes of stdin that are read before the command takes them
+
 GRACE = 15.0  # seconds that a command has after Ctrl-C; labs take up to 10 to save their state
+
+
+class Absent(Exception):
+    """The command's program is not in the container."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,9 @@ def start(client: DockerClient, settings: Settings) -> Iterator[Container]:
 
     Raises what the engine refuses, as the SDK's errors (see ``daemon.connect``).
     """
-    import docker
     from docker.errors import APIError
     from docker.types import DeviceRequest, Mount
+    from requests.exceptions import RequestException
 
     mounts = [
         Mount(inside, str(place.absolute()), type="bind", read_only=not writable)
@@ -77,26 +83,45 @@ def start(client: DockerClient, settings: Settings) -> Iterator[Container]:
         tmpfs=dict(settings.tmpfs),
         device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if settings.gpus else None,
     )
-    made = client.api.create_container(
-        settings.image,
-        WAIT,
-        user=settings.user or None,
-        stdin_open=True,  # and, as we attach, closed for good when we are gone (StdinOnce)
-        environment=dict(settings.environment),
-        labels={MARK: str(os.getpid())},
-        host_config=host,
-    )
-    container = client.containers.get(made["Id"])
+    sweep(client)
+    name = f"labrig-{uuid.uuid4().hex[:16]}"  # known before it is there, so that it can be removed whatever happens
     try:
-        lifeline = client.api.attach_socket(made["Id"], params={"stdin": 1, "stream": 1})
+        client.api.create_container(
+            settings.image,
+            WAIT,
+            name=name,
+            user=settings.user or None,
+            stdin_open=True,  # and, as we attach, closed for good when we are gone (StdinOnce)
+            environment=dict(settings.environment),
+            labels={MARK: str(os.getpid())},
+            host_config=host,
+        )
+        container = client.containers.get(name)
+        lifeline = client.api.attach_socket(name, params={"stdin": 1, "stream": 1})
         try:
             container.start()
             yield container
         finally:
             _close(lifeline)
     finally:
-        with contextlib.suppress(docker.errors.NotFound, APIError, OSError):
-            container.remove(force=True)
+        with contextlib.suppress(APIError, RequestException, OSError):
+            client.api.remove_container(name, force=True)
+
+
+def sweep(client: DockerClient) -> None:
+    """Remove containers that were made and never started, because their process was killed between the two: the
+    engine removes by itself only what has run."""
+    from docker.errors import APIError
+
+    found = client.containers.list(all=True, filters={"label": MARK, "status": "created"}, ignore_removed=True)
+    for one in found:
+        try:
+            os.kill(int(one.labels[MARK]), 0)
+        except ProcessLookupError:
+            with contextlib.suppress(APIError):
+                one.remove(force=True)
+        except (PermissionError, ValueError):
+            continue
 
 
 def run(
@@ -129,15 +154,13 @@ def run(
             _talk(_socket(answer), lambda: api.exec_resize(made["Id"], *_size()))
         else:
             _pump(container, _socket(answer), user, {1: 1 if stdout is None else stdout, 2: 2})
+    except Absent:
+        raise BuildError(f"no program {argv[0]!r} in the image", fix="invoke verify says more") from None
     finally:
         _close(answer)
     code = api.exec_inspect(made["Id"])["ExitCode"]
     if code is None:
         raise daemon.absent("the container ended while a command ran in it")
-    if code in (126, 127):
-        raise BuildError(
-            f"no program {argv[0]!r} in the image", found=f"exit code {code}", fix="invoke verify says more"
-        )
     return int(code)
 
 
@@ -198,6 +221,8 @@ def _pump(container: Container, connection: socket.socket, user: str, outputs: M
                     if b"\n" not in number:
                         continue
                     number, _, text = number.partition(b"\n")
+                    if number == b"absent":
+                        raise Absent
                     began = True
                 _write(outputs.get(stream, 2), text)
         except KeyboardInterrupt:
@@ -205,7 +230,7 @@ def _pump(container: Container, connection: socket.socket, user: str, outputs: M
             if interrupted or not began:
                 raise
             interrupted = time.monotonic()
-            container.exec_run(["/bin/sh", "-c", f"kill -INT {int(number)}"], user=user)
+            container.exec_run(["/bin/sh", "-c", f"kill -INT -- -{int(number)}"], user=user)
     if interrupted:
         raise KeyboardInterrupt
 
@@ -247,7 +272,10 @@ def _talk(connection: socket.socket, resize: Any) -> None:
         connection.sendall(b"\n")
         while True:
             ready, _, _ = select.select(places, [], [])
-            if 0 in ready and (keys := os.read(0, 4096)):
+            if 0 in ready:
+                keys = os.read(0, 4096)
+                if not keys:  # the terminal has gone
+                    return
                 connection.sendall(keys)
             if connection in ready:
                 data = connection.recv(65536)

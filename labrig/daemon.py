@@ -127,8 +127,16 @@ def numbers(version: str) -> tuple[int, ...]:
 def address() -> str:
     """Where the engine is: DOCKER_HOST, or the current context's; empty: the default socket."""
     from docker.context import ContextAPI
+    from docker.context.config import get_current_context_name
+    from docker.errors import DockerException
 
-    return os.environ.get("DOCKER_HOST") or str(ContextAPI.kwargs_from_context().get("base_url", ""))
+    if host := os.environ.get("DOCKER_HOST"):
+        return host
+    name = os.environ.get("DOCKER_CONTEXT") or get_current_context_name()
+    if name != "default" and ContextAPI.get_context(name) is None:
+        # The SDK would take the default engine instead; the `docker` program says this.
+        raise DockerException(f"the docker context {name!r} does not exist (docker context ls)")
+    return str(ContextAPI.kwargs_from_context().get("base_url", ""))
 
 
 def is_local() -> bool:
@@ -174,4 +182,5 @@ def _why_not(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         there = shutil.which("dockerd") or shutil.which("docker")
         return "not running: there is a docker program, but no engine's socket" if there else "not installed"
-    return str(error).partition("\n")[0] or type(error).__name__
+    text = str(error).partition("\n")[0] or type(error).__name__
+    return f"not running: the connection to {address()} is refused" if "Connection refused" in text else text

@@ -83,18 +83,17 @@ def usable_engine(root: Path, name: str | None = None) -> tuple[str, str]:
     for engine in target.engines:
         reason = engines.load(engine).check(target, host)
         if not reason and engine == "docker":
-            reason = host.docker_error or "no engine" if host.docker is None else _no_image(target, host, root)
+            reason = host.docker_error or "no engine" if host.docker is None else _no_image(target, host)
         if not reason:
             return engine, "; ".join(passed_over)
         passed_over.append(f"{engine} cannot be used here: {reason}")
     return target.engines[0], ""
 
 
-def _no_image(target: Target, host: Host, root: Path) -> str:
+def _no_image(target: Target, host: Host) -> str:
     from labrig import base, image
 
-    platform = engine_platform("docker", host)
-    return image.lacking() or base.lacking(target, platform, root / "images")
+    return image.lacking() or base.lacking(target, engine_platform("docker", host))
 
 
 def pick_best(table: Table, host: Host) -> Target:

@@ -44,7 +44,6 @@ def run(
     out = out or results_folder(root, environment, quick=quick)
     command = ["-m", "labs", "run", *labs, "--out", str(out), "--device", device, "--jobs", str(jobs)]
     command += ["--quick"] * quick + ["--json"] * as_json
-    out.mkdir(parents=True, exist_ok=True)
     with engines.load(environment.engine).session(environment, "labs", [out]) as session, _lifeline():
         code = session.run(
             [session.python, *command], cwd=session.labs or root, env={"LAB_PARENT_ON_STDIN": "1"}, stdout=stdout
@@ -88,7 +87,7 @@ def raise_for(code: int, environment: Environment, out: Path) -> None:
             fix=f"--device=auto if a device is absent; else invoke verify --target={name}",
         )
     if code == UsageError.code:
-        raise UsageError("the labs' runner did not take what was asked (above)", fix="invoke labs --help")
+        raise UsageError("the labs' runner did not take what was asked", fix="see above; invoke labs --help")
     if code == BuildError.code:
         raise BuildError(
             "the labs' files are not what they should be, or results cannot be written (above)",

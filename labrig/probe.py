@@ -370,7 +370,7 @@ def read_confinement() -> object:
     }
 
 
-CONFINED = ("confinement", "device", "dataloader")  # what is asked in a container that is shut in
+CONFINED = ("confinement", "user", "device", "dataloader")  # what is asked in a container that is shut in
 
 READERS = {
     "python": read_python,

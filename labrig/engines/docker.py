@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
-import shutil
-import tempfile
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labrig import base, container, daemon, image, render
+from labrig import base, container, daemon, home, image, render
 from labrig.container import Settings
 from labrig.engines import Environment, Fetch, Purpose, Session
 from labrig.errors import BuildError, HostError, UsageError
+from labrig.files import write_atomically
 from labrig.host import Host, read_host
 from labrig.lock import Lock
 from labrig.probe import CONFINED
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 PROBE = "/opt/labrig/probe.py"  # in a container, for verify: ours, not one that an image may bring
+# What an image cannot do without: a folder of this machine that is mounted there hides it.
+TAKEN = tuple(map(Path, ("/opt/venv", "/opt/labrig", "/usr", "/bin", "/lib", "/etc", "/proc", "/sys", "/dev")))
 SHM_SHARE = 2  # the part of memory that /dev/shm may take: a half, as Linux itself sets where nobody does
 
 
@@ -54,7 +58,7 @@ def build(target: Target, lock: Lock, fetch: Fetch, *, root: Path, offline: bool
             raise BuildError(
                 f"the base of target {target.name} cannot be had offline", found=absent, fix="build online"
             )
-        if absent and not base.lacking(target, lock.platform, images):
+        if absent and not base.lacking(target, lock.platform):
             fetch()  # before half a minute is spent on a base: a torch that cannot be had is known within seconds
         under = base.ensure(client, target, lock.platform, images)
         recipe = image.Recipe(
@@ -79,7 +83,7 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
         HostError: no engine; it is another machine's; it cannot hand in the GPU.
     """
     host = read_host()
-    with daemon.connect() as client, tempfile.TemporaryDirectory(prefix="labrig-") as scratch:
+    with daemon.connect() as client:
         if not daemon.is_local():
             raise HostError(
                 "containers are run on this machine's own engine only: folders of this machine are mounted",
@@ -87,7 +91,10 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
                 fix=f"unset DOCKER_HOST, docker context use default; {daemon.WITHOUT}",
             )
         user = "" if purpose == "verify" else _user(folders)
+        if purpose == "shell" and not user:
+            print(f"you are root; in there you are student ({image.UID}), who reads the checkout only", file=sys.stderr)
         if purpose == "labs":
+            _make(folders)
             _hand_over(folders, user or f"{image.UID}:{image.GID}")
         settings = Settings(
             environment.reference,
@@ -95,11 +102,16 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
             network=purpose == "shell",
             gpus=environment.target.device == "cuda" and bool(host.gpus),
             shm_size=int(client.info()["MemTotal"]) // SHM_SHARE,
-            mounts={str(folder): (folder, True) for folder in folders} | _probe(purpose, Path(scratch)),
+            mounts={str(folder): (folder, True) for folder in folders}
+            | ({PROBE: (_probe(), False)} if purpose == "verify" else {}),
             tmpfs={image.HOME: _owned(user)} if user else {},
             environment={"LABRIG_IMAGE_ID": str(client.images.get(environment.reference).id)},  # for the labs' records
         )
-        memory = {"/tmp": "rw,nosuid,nodev,mode=1777", image.HOME: "rw,nosuid,nodev,mode=1777"}  # noqa: S108
+        found = client.images.get(environment.reference)
+        config = found.attrs["Config"]
+        owner = config.get("User") or ""
+        known = re.fullmatch(r"\d+:\d+", owner)
+        memory = {"/tmp": "rw,nosuid,nodev,mode=1777", image.HOME: _owned(owner if known else "0:0")}  # noqa: S108
         shut = replace(settings, read_only=True, tmpfs=memory)
         as_root = replace(settings, read_only=True, user="0:0", capabilities=("DAC_READ_SEARCH",))
         with container.start(client, settings) as started:
@@ -114,14 +126,12 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
                 return container.run(started, argv, cwd=cwd, environment=env, user=user, stdout=stdout)
 
             def facts() -> dict[str, Any]:
-                found = client.images.get(environment.reference)
-                config = found.attrs["Config"]
                 return {
                     "image": {
                         "reference": environment.reference,
                         "tags": found.tags,
                         "labels": config.get("Labels") or {},
-                        "user": config.get("User") or "",
+                        "user": owner,
                         "environment": dict(pair.split("=", 1) for pair in config.get("Env") or ()),
                     },
                     "confined": _look(client, shut, CONFINED),
@@ -134,15 +144,34 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
             )
 
 
-def _probe(purpose: Purpose, scratch: Path) -> dict[str, tuple[Path, bool]]:
-    """The probe, where it can be read by whoever is in the container."""
-    if purpose != "verify":
-        return {}
-    scratch.chmod(0o755)
-    place = scratch / "probe.py"
-    shutil.copyfile(Path(__file__).parents[1] / "probe.py", place)
-    place.chmod(0o644)
-    return {PROBE: (place, False)}
+def _probe() -> Path:
+    """The probe, where it can be read by whoever is in the container, whatever the mode of the checkout's files."""
+    text = (Path(__file__).parents[1] / "probe.py").read_text(encoding="utf-8")
+    place = home.contexts() / f".probe-{hashlib.sha256(text.encode()).hexdigest()[:12]}.py"
+    if not place.exists():
+        write_atomically(place, text)
+    return place
+
+
+def _make(folders: Sequence[Path]) -> None:
+    """Make the folders for results.
+
+    Raises:
+        UsageError: one cannot be made, or would hide what the image has there.
+    """
+    for folder in folders:
+        for taken in TAKEN:
+            if folder.is_relative_to(taken) or taken.is_relative_to(folder):
+                raise UsageError(
+                    f"--out {folder} cannot be used in a container", found=f"the image has its own {taken}",
+                    fix="name a folder elsewhere, or --engine=venv",
+                )  # fmt: skip
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"--out {folder} cannot be made", found=error.strerror or str(error), fix="name another folder"
+            ) from None
 
 
 def _look(client: DockerClient, settings: Settings, names: Sequence[str]) -> dict[str, Any]:

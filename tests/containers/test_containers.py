@@ -328,7 +328,8 @@ def test_a_shell_runs_as_a_student_without_any_privilege(made: Environment) -> N
     assert int(user) > 0
     assert capabilities.split()[1].strip("0") == ""
     assert privileges.split()[1] == "1"
-    assert invoke("shell", *DOCKER, "--command=exit 7").returncode == 7
+    for code in (7, 126, 127):
+        assert invoke("shell", *DOCKER, f"--command=exit {code}").returncode == code
     assert containers() == []
 
 
@@ -350,6 +351,50 @@ def test_a_command_may_write_more_than_it_reads_and_end_before_all_is_read() -> 
     assert done.stdout == "".join(f"{line}\n" * 8 for line in given.splitlines())
     early = invoke("shell", *DOCKER, "--command=head -n 1", given=given, timeout=120)
     assert (early.returncode, early.stdout) == (0, "0\n"), early.stderr
+
+
+def test_ctrl_c_reaches_what_a_shell_command_started(made: Environment) -> None:
+    command = [*INVOKE, "shell", *DOCKER, "--command=echo ready; sleep 300; echo no"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+        assert process.stdout.read() == b""
+    assert containers() == []
+
+
+def test_a_container_that_was_made_and_never_started_goes_with_the_next_session(made: Environment) -> None:
+    """Its process was killed between the two; that of another one lives."""
+    with subprocess.Popen(["sleep", "300"]) as alive, daemon.connect() as client:
+        dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+        left, other = (
+            client.containers.create(made.reference, labels={container.MARK: str(pid)})
+            for pid in (int(dead.stdout), alive.pid)
+        )
+        with docker.session(made) as session:
+            assert session.run(["true"]) == 0
+        there = {one.id for one in client.containers.list(all=True, ignore_removed=True)}
+        assert left.id not in there
+        assert other.id in there
+        other.remove()
+        alive.kill()
+
+
+@pytest.mark.parametrize(
+    "folder", ["/opt/venv", "/opt/venv/lib", "/opt/labrig/labs", "/proc/1/x", "/opt", "/dev/null/x"]
+)
+def test_results_do_not_hide_what_the_image_has(folder: str) -> None:
+    done = invoke("labs", *DOCKER, "--quick", f"--out={folder}")
+    assert done.returncode == 2, done.stderr
+    assert f"--out {folder} cannot be used" in done.stderr
+    assert folder != "/opt/venv" or not Path(folder).exists()
+
+
+def test_a_context_that_is_not_there_is_no_other_engine() -> None:
+    done = invoke("build", *DOCKER, DOCKER_CONTEXT="nope", DOCKER_HOST="")
+    assert done.returncode == 3
+    assert "the docker context 'nope' does not exist" in done.stderr
 
 
 def test_whoever_calls_owns_what_is_written(made: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,7 @@ def in_a_container(e: Expectation) -> Facts:
         },
         "confined": {
             "confinement": {"capabilities": 0, "no_new_privileges": True, "interfaces": ["lo"], "read_only": True},
+            "user": {"home_writable": "yes"},
             "device": {"cpu": {"kernel": "ok"}},
             "dataloader": "ok",
         },

@@ -149,7 +149,7 @@ def test_ctrl_c_is_handed_on_to_the_command_and_its_last_words_are_awaited(tmp_p
     finally:
         signal.signal(signal.SIGINT, before)
     assert said.read_bytes() == b"working; saved"
-    assert killed == [(["/bin/sh", "-c", "kill -INT 4242"], "7:8")]
+    assert killed == [(["/bin/sh", "-c", "kill -INT -- -4242"], "7:8")]
 
 
 def test_a_command_begins_when_told_says_its_number_first_and_gets_the_rest_of_stdin() -> None:
@@ -160,9 +160,15 @@ def test_a_command_begins_when_told_says_its_number_first_and_gets_the_rest_of_s
     assert out.decode() == f"{process.pid}\n{process.pid} a  b\nfirst\nsecond"
 
 
-def run(code: int | None, asked: dict[str, Any]) -> int:
+def test_a_program_that_is_not_there_is_told_from_one_that_ends_with_127() -> None:
+    command = ["/bin/sh", "-c", container.BEGIN, "sh", "no-such-program"]
+    done = subprocess.run(command, input=b"\n", capture_output=True, timeout=20)
+    assert (done.returncode, done.stdout) == (127, b"absent\n")
+
+
+def run(code: int | None, asked: dict[str, Any], first: bytes = b"4242\n") -> int:
     """Run a command in a container, by an engine that says this exit code."""
-    with standard_input(b""), engine(lambda end: end.sendall(frame(2, b""))) as connection:
+    with standard_input(b""), engine(lambda end: end.sendall(frame(1, first))) as connection:
 
         def create(identity: str, argv: list[str], **options: Any) -> dict[str, str]:
             asked.update(options, container=identity, argv=argv)
@@ -187,10 +193,10 @@ def test_a_command_is_run_as_asked_and_its_exit_code_is_the_result() -> None:
 
 
 def test_a_program_that_is_not_there_and_a_container_that_ended_are_told_apart() -> None:
-    for code in (126, 127):
-        with pytest.raises(BuildError, match="no program 'prog' in the image") as caught:
-            run(code, {})
-        assert caught.value.code == 4
+    assert [run(code, {}) for code in (126, 127)] == [126, 127], "a command's own exit codes, whatever they are"
+    with pytest.raises(BuildError, match="no program 'prog' in the image") as caught:
+        run(127, {}, b"absent\n")
+    assert caught.value.code == 4
     with pytest.raises(HostError, match="no Docker engine") as gone:
         run(None, {})
     assert gone.value.found == "the container ended while a command ran in it"
