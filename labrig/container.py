@@ -230,7 +230,7 @@ def _pump(container: Container, connection: socket.socket, user: str, outputs: M
             if interrupted or not began:
                 raise
             interrupted = time.monotonic()
-            container.exec_run(["/bin/sh", "-c", f"kill -INT -- -{int(number)}"], user=user)
+            container.exec_run(["/bin/sh", "-c", f"kill -INT -{int(number)}"], user=user)
     if interrupted:
         raise KeyboardInterrupt
 

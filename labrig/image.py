@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 import re
 import shutil
 import signal
@@ -214,13 +215,14 @@ def stage(recipe: Recipe, root: Path, store: Path) -> Path:
 
 
 def _place(file: Path, data: bytes) -> None:
-    """A file that everyone may read, whatever the umask: its mode goes into the image."""
+    """A file that everyone may read, whatever the umask, and of one time: both go into the image's layer."""
     for folder in reversed([file.parent, *file.parent.parents]):
         if not folder.exists():
             folder.mkdir()
             folder.chmod(0o755)
     file.write_bytes(data)
     file.chmod(0o644)
+    os.utime(file, (int(base.EPOCH), int(base.EPOCH)))
 
 
 def revision(root: Path) -> str:

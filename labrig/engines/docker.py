@@ -90,11 +90,12 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
                 found=f"DOCKER_HOST or the docker context names {daemon.address()}",
                 fix=f"unset DOCKER_HOST, docker context use default; {daemon.WITHOUT}",
             )
+        if purpose == "labs":
+            _make(folders)
         user = "" if purpose == "verify" else _user(folders)
         if purpose == "shell" and not user:
             print(f"you are root; in there you are student ({image.UID}), who reads the checkout only", file=sys.stderr)
         if purpose == "labs":
-            _make(folders)
             _hand_over(folders, user or f"{image.UID}:{image.GID}")
         settings = Settings(
             environment.reference,

@@ -149,7 +149,7 @@ def test_ctrl_c_is_handed_on_to_the_command_and_its_last_words_are_awaited(tmp_p
     finally:
         signal.signal(signal.SIGINT, before)
     assert said.read_bytes() == b"working; saved"
-    assert killed == [(["/bin/sh", "-c", "kill -INT -- -4242"], "7:8")]
+    assert killed == [(["/bin/sh", "-c", "kill -INT -4242"], "7:8")]
 
 
 def test_a_command_begins_when_told_says_its_number_first_and_gets_the_rest_of_stdin() -> None:
