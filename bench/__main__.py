@@ -41,32 +41,18 @@ def bench_environment(runs: int) -> list[Timing]:
         (scratch / "wheels").symlink_to(home.wheels())
         made = scratch / "envs"
 
+        def build() -> None:
+            here = ["--target", todo.target.name, "--engine", "venv", "--offline"]
+            run(INVOKE, "build", *here, LABRIG_CACHE=str(scratch))
+
         def labrig_unpacking() -> None:
             shutil.rmtree(scratch / "uv", ignore_errors=True)
             shutil.rmtree(made, ignore_errors=True)
-            run(
-                INVOKE,
-                "build",
-                "--target",
-                todo.target.name,
-                "--engine",
-                "venv",
-                "--offline",
-                LABRIG_CACHE=str(scratch),
-            )
+            build()
 
         def labrig_unpacked() -> None:
             shutil.rmtree(made)
-            run(
-                INVOKE,
-                "build",
-                "--target",
-                todo.target.name,
-                "--engine",
-                "venv",
-                "--offline",
-                LABRIG_CACHE=str(scratch),
-            )
+            build()
 
         def pip(*flags: str) -> None:
             place = Path(folder, "pip")

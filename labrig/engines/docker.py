@@ -82,7 +82,6 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
     Raises:
         HostError: no engine; it is another machine's; it cannot hand in the GPU.
     """
-    host = read_host()
     with daemon.connect() as client:
         if not daemon.is_local():
             raise HostError(
@@ -90,6 +89,8 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
                 found=f"DOCKER_HOST or the docker context names {daemon.address()}",
                 fix=f"unset DOCKER_HOST, docker context use default; {daemon.WITHOUT}",
             )
+        found = client.images.get(environment.reference)
+        owner = found.attrs["Config"].get("User") or ""
         if purpose == "labs":
             _make(folders)
         user = "" if purpose == "verify" else _user(folders)
@@ -101,16 +102,13 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
             environment.reference,
             user=user,
             network=purpose == "shell",
-            gpus=environment.target.device == "cuda" and bool(host.gpus),
+            gpus=environment.target.device == "cuda" and bool(read_host().gpus),
             shm_size=int(client.info()["MemTotal"]) // SHM_SHARE,
             mounts={str(folder): (folder, True) for folder in folders}
             | ({PROBE: (_probe(), False)} if purpose == "verify" else {}),
             tmpfs={image.HOME: _owned(user)} if user else {},
-            environment={"LABRIG_IMAGE_ID": str(client.images.get(environment.reference).id)},  # for the labs' records
+            environment={"LABRIG_IMAGE_ID": str(found.id)},  # for the labs' records
         )
-        found = client.images.get(environment.reference)
-        config = found.attrs["Config"]
-        owner = config.get("User") or ""
         known = re.fullmatch(r"\d+:\d+", owner)
         memory = {"/tmp": "rw,nosuid,nodev,mode=1777", image.HOME: _owned(owner if known else "0:0")}  # noqa: S108
         shut = replace(settings, read_only=True, tmpfs=memory)
@@ -129,11 +127,9 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
             def facts() -> dict[str, Any]:
                 return {
                     "image": {
-                        "reference": environment.reference,
                         "tags": found.tags,
-                        "labels": config.get("Labels") or {},
+                        "labels": found.labels,
                         "user": owner,
-                        "environment": dict(pair.split("=", 1) for pair in config.get("Env") or ()),
                     },
                     "confined": _look(client, shut, CONFINED),
                     # By root without any other privilege: some folders are closed to others.
