@@ -22,6 +22,10 @@ FAILS: Verdict = "installs but fails"
 NO_INSTALL: Verdict = "does not install"
 UNKNOWN: Verdict = "unknown"
 
+# Where it was reported; checks.py and setup.sh point there, too.
+VIRTUAL_ISSUE = "(actions/runner-images#9918)"
+REMOTE_ISSUE = "(huggingface/candle#3449)"
+
 # Of several GPUs the best one counts, in this order: one card that runs is enough.
 _BEST_CARD = (RUNS, UNKNOWN, FAILS, CPU_ONLY)
 
@@ -54,11 +58,18 @@ def judge(target: Target, host: Host, others: Sequence[Target] = ()) -> Finding:
 def best(targets: Iterable[Target], host: Host) -> str | None:
     """The target to use on this host: of those that run one for a GPU, then one for the CPU, newest torch first.
 
-    Where none runs, one that runs on the CPU only; None where not even that is known to work.
+    Where none runs, one that computes on the CPU at least; None where not even that is known.
     """
     targets = list(targets)
-    slow = [target for target in targets if judge(target, host).verdict == CPU_ONLY]
+    slow = [
+        target for target in targets if judge(target, host).verdict == CPU_ONLY or _only_metal_is_in_doubt(target, host)
+    ]
     return _best_running(targets, host) or (_newest(slow).name if slow else None)
+
+
+def _only_metal_is_in_doubt(target: Target, host: Host) -> bool:
+    """Whether the target installs and computes on the CPU at least; a Mac has no other to take instead."""
+    return target.device == "mps" and (host.virtual or host.remote) and _cannot_install(target, host) is None
 
 
 def _best_running(targets: Iterable[Target], host: Host) -> str | None:
@@ -188,7 +199,22 @@ def _mps(target: Target, host: Host) -> _Outcome:
     if not compat.at_least(have, target.macos):
         reason = f"macOS {have} is older than {target.macos}, which MPS needs in torch {target.torch}"
         return CPU_ONLY, reason, f"update macOS to {target.macos} or newer"
-    return RUNS, f"{host.chip or 'Apple silicon'}, macOS {have}", ""
+    found = f"{host.chip or 'Apple silicon'}, macOS {have}"
+    # Reports differ about both (docs/mac.md), and doctor starts no torch to find out.
+    try_it = f"find out by `invoke verify --target={target.name} --require-device`"
+    if host.virtual:
+        reason = f"{found} in a virtual machine, where MPS may seem available and allocate nothing {VIRTUAL_ISSUE}"
+        return (
+            UNKNOWN,
+            reason,
+            f"{try_it}; if it does not compute, use macOS on the Mac itself, or labs with --device=cpu",
+        )
+    if host.remote:
+        reason = (
+            f"{found} over ssh, while you are not logged in at its screen: macOS may give you no Metal {REMOTE_ISSUE}"
+        )
+        return UNKNOWN, reason, f"{try_it}; if it is absent, log in at the Mac's screen, or share it, and run it there"
+    return RUNS, found, ""
 
 
 def _cuda(target: Target, host: Host, others: Sequence[Target]) -> _Outcome:
@@ -308,6 +334,14 @@ def _cuda_fix(target: Target, gpu: Gpu, host: Host, others: Sequence[Target]) ->
     return f"{advice}; use target `{on_cpu}` on the CPU" if on_cpu else advice
 
 
+_MARKS = {
+    "container": "container",
+    "wsl": "WSL2",
+    "translated": "Rosetta",
+    "virtual": "virtual machine",
+    "remote": "ssh, not logged in at the screen",
+}
+
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
@@ -321,9 +355,7 @@ def render(report: Mapping[str, Any], *, width: int = 100) -> str:
 
     host = report["host"]
     gpus = ", ".join(f"{gpu['name']} ({gpu['capability'] or 'capability unknown'})" for gpu in host["gpus"])
-    marks = [
-        name for key, name in (("container", "container"), ("wsl", "WSL2"), ("translated", "Rosetta")) if host[key]
-    ]
+    marks = [name for key, name in _MARKS.items() if host[key]]
     found = {
         "system": ", ".join(filter(None, [f"{host['os']} {host['os_version']}".strip(), host["arch"], *marks])),
         "C library": host["libc"],

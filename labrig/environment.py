@@ -54,7 +54,8 @@ def plan(root: Path, name: str | None = None, engine: str | None = None) -> Plan
             fix="name one of these with --engine",
         )
     if reason := module.check(target, host):
-        raise HostError(reason, fix="invoke doctor says which targets this machine can run")
+        # In one line: this is no accident to look into, only the wrong machine.
+        raise HostError(f"{reason}; `invoke doctor` says which targets it can run")
     return Plan(table, target, engine, lock.load(target, engine_platform(engine, host), root / "images"), host)
 
 

@@ -53,6 +53,8 @@ class Host:
     translated: bool = False  # this Python is an Intel one under Rosetta
     wsl: bool = False
     container: bool = False
+    virtual: bool = False  # macOS in a virtual machine; not asked elsewhere
+    remote: bool = False  # a Mac over ssh, while this user is not logged in at its screen
     found_by: str = "queries"
 
     @property
@@ -89,7 +91,7 @@ def from_json(data: object, origin: str) -> Host:
         _expect(origin, key, values.get(key, ""), "text", isinstance(values.get(key, ""), str))
     for key in ("libc", "docker", "driver", "chip"):
         _expect(origin, key, values.get(key), "text or null", isinstance(values.get(key), str | None))
-    for key in ("translated", "wsl", "container"):
+    for key in ("translated", "wsl", "container", "virtual", "remote"):
         _expect(origin, key, values.get(key, False), "true or false", isinstance(values.get(key, False), bool))
     if (driver := values.get("driver")) is not None:
         _expect(origin, "driver", driver, "numbers and dots, such as 580.65.06", _is_version(driver))
@@ -199,7 +201,7 @@ def read_host(
     if system == "linux":
         host = _linux(host, root, run, seconds)
     elif system == "macos":
-        host = _macos(host, run, seconds)
+        host = _macos(host, root, run, seconds)
     else:
         host = replace(host, os_version=uname.version)
     if system != "macos":
@@ -257,7 +259,7 @@ def _musl(root: Path, run: Run, seconds: float) -> str | None:
     return None
 
 
-def _macos(host: Host, run: Run, seconds: float) -> Host:
+def _macos(host: Host, root: Path, run: Run, seconds: float) -> Host:
     def tell(*command: str) -> str:
         answer = run(command, seconds)
         return answer.out.strip() if answer.code == 0 else ""
@@ -270,7 +272,17 @@ def _macos(host: Host, run: Run, seconds: float) -> Host:
         translated=apple and host.arch != "arm64",
         os_version=tell("sw_vers", "-productVersion"),
         chip=tell("sysctl", "-n", "machdep.cpu.brand_string") or None,
+        virtual=tell("sysctl", "-n", "kern.hv_vmm_present") == "1",
+        remote=bool(os.environ.get("SSH_CONNECTION")) and not _at_the_screen(root),
     )
+
+
+def _at_the_screen(root: Path) -> bool:
+    """Whether this user is logged in there: macOS gives them the console. Where it cannot be asked: yes."""
+    try:
+        return (root / "dev/console").stat().st_uid == os.getuid()
+    except OSError:
+        return True
 
 
 def _nvidia(host: Host, root: Path, run: Run, seconds: float) -> Host:

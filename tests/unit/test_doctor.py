@@ -105,6 +105,9 @@ MACHINES: dict[str, dict[str, Any]] = {
     },
     "libc not found": {**DEBIAN, "libc": None},
     "M2": {**MAC, "os_version": "15.1", "chip": "Apple M2"},
+    "M2 in a virtual machine": {**MAC, "os_version": "15.5", "chip": "Apple M2 (Virtual)", "virtual": True},
+    "M2 over ssh": {**MAC, "os_version": "15.5", "chip": "Apple M2", "remote": True},
+    "M1 on macOS 13 in a virtual machine": {**MAC, "os_version": "13.6.7", "chip": "Apple M1", "virtual": True},
     "M1 on macOS 13": {**MAC, "os_version": "13.6.7", "chip": "Apple M1"},
     "M1 under Rosetta": {**MAC, "os_version": "15.1", "chip": "Apple M1", "translated": True},
     "Mac of no version": {**MAC, "os_version": ""},
@@ -156,6 +159,9 @@ EXPECTED = {
     "CentOS 7": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
     "libc not found": (UNKNOWN, UNKNOWN, UNKNOWN, NO_INSTALL, None),
     "M2": (NO_INSTALL, NO_INSTALL, NO_INSTALL, RUNS, "mps"),
+    "M2 in a virtual machine": (NO_INSTALL, NO_INSTALL, NO_INSTALL, UNKNOWN, "mps"),
+    "M2 over ssh": (NO_INSTALL, NO_INSTALL, NO_INSTALL, UNKNOWN, "mps"),
+    "M1 on macOS 13 in a virtual machine": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
     "M1 on macOS 13": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
     "M1 under Rosetta": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
     "Mac of no version": (NO_INSTALL, NO_INSTALL, NO_INSTALL, UNKNOWN, None),
@@ -343,6 +349,35 @@ def test_macos_for_installing_and_for_mps_are_two_things() -> None:
     assert judge(apart, replace(m1, os_version=floor.install)).verdict == CPU_ONLY
     assert judge(apart, replace(m1, os_version="10.15")).verdict == NO_INSTALL
     assert best([apart], replace(m1, os_version=floor.install)) == "mps", "slow, but the only one"
+
+
+def test_a_mac_without_a_screen_of_its_own_is_not_promised_metal() -> None:
+    virtual, remote = finding("M2 in a virtual machine", MPS), finding("M2 over ssh", MPS)
+    assert "virtual machine" in virtual.reason and "actions/runner-images#9918" in virtual.reason
+    assert "over ssh" in remote.reason and "huggingface/candle#3449" in remote.reason
+    for found in (virtual, remote):
+        assert found.fix.startswith("find out by `invoke verify --target=mps --require-device`; if it")
+        assert host("M2 over ssh").os_version in found.reason
+    assert "on the Mac itself" in virtual.fix and "--device=cpu" in virtual.fix
+    assert "log in at the Mac's screen" in remote.fix
+    both = replace(host("M2 over ssh"), virtual=True)
+    assert "virtual" in judge(MPS, both).reason, "what cannot be mended by logging in is told first"
+
+
+def test_metal_in_doubt_is_still_the_target_of_that_mac_but_of_no_other_machine() -> None:
+    for machine in ("M2 in a virtual machine", "M2 over ssh"):
+        assert best(TARGETS, host(machine)) == "mps"
+        assert best([replace(MPS, macos="99.0")], host(machine)) == "mps", "on the CPU"
+    assert best([MPS], host("Mac of no version")) is None
+    assert best([MPS], replace(host("Mac of no version"), virtual=True)) is None
+    assert best([CUDA], replace(host("driver and library differ"), virtual=True)) is None
+
+
+def test_render_marks_what_a_mac_is() -> None:
+    for machine, mark in (("M2 in a virtual machine", "virtual machine"), ("M2 over ssh", "ssh, not logged in")):
+        first = render(report(TARGETS, host(machine)), width=100).splitlines()[0]
+        assert mark in first
+    assert render(report(TARGETS, host("M2"))).splitlines()[0].split(maxsplit=1)[1] == "macos 15.1, arm64"
 
 
 def test_a_mac_too_old_hears_which_macos() -> None:

@@ -36,6 +36,7 @@ WINDOWS = platform.uname_result("Windows", "node", "11", "10.0.22631", "AMD64")
 def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No recorded machine, no Docker engine, and only the programs that a test puts on PATH."""
     monkeypatch.delenv(RECORDED, raising=False)
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no-engine.sock")
     (tmp_path / "bin").mkdir()
     (tmp_path / "root").mkdir()
@@ -258,10 +259,11 @@ def test_platform_names(root: Path, machine: str, expected: str | None) -> None:
 # --- macOS, Windows ---------------------------------------------------------------------------------------------------
 
 
-def mac(program: Program, chip: str, arm64: str, version: str) -> None:
+def mac(program: Program, chip: str, arm64: str, version: str, virtual: str = "echo 0") -> None:
     program(
         "sysctl",
-        f"case \"$2\" in machdep.cpu.brand_string) echo '{chip}';; hw.optional.arm64) {arm64};; *) exit 1;; esac",
+        f"case \"$2\" in machdep.cpu.brand_string) echo '{chip}';; hw.optional.arm64) {arm64};;"
+        f" kern.hv_vmm_present) {virtual};; *) exit 1;; esac",
     )
     program("sw_vers", f"echo {version}")
 
@@ -271,6 +273,40 @@ def test_apple_silicon(root: Path, program: Program) -> None:
     host = read_host(root=root, uname=MAC)
     assert (host.os, host.os_version, host.arch, host.chip) == ("macos", "15.1", "arm64", "Apple M2")
     assert (host.platform, host.translated, host.libc) == ("macos_arm64", False, None)
+
+
+@pytest.mark.parametrize(("answer", "virtual"), [("echo 1", True), ("echo 0", False), ("exit 1", False)])
+def test_a_virtual_mac(root: Path, program: Program, answer: str, virtual: bool) -> None:
+    mac(program, "Apple M1 (Virtual)", "echo 1", "15.5", answer)
+    host = read_host(root=root, uname=MAC)
+    assert (host.virtual, host.remote, host.platform) == (virtual, False, "macos_arm64")
+
+
+@pytest.mark.parametrize(
+    ("ssh", "owner", "remote"),
+    [("10.0.0.1 50000 10.0.0.2 22", 1, True), ("10.0.0.1 50000 10.0.0.2 22", 0, False), ("", 1, False)],
+)
+def test_a_mac_over_ssh(
+    root: Path, program: Program, monkeypatch: pytest.MonkeyPatch, ssh: str, owner: int, remote: bool
+) -> None:
+    """Over ssh alone nothing is lost: who is logged in at the screen as well owns the console."""
+    mac(program, "Apple M2", "echo 1", "15.5")
+    put(root / "dev/console", "")
+    own = (root / "dev/console").stat().st_uid
+    monkeypatch.setattr(os, "getuid", lambda: own + owner)
+    monkeypatch.setenv("SSH_CONNECTION", ssh)
+    assert read_host(root=root, uname=MAC).remote is remote
+    (root / "dev/console").unlink()
+    assert read_host(root=root, uname=MAC).remote is False, "not known is not told"
+
+
+def test_linux_is_not_asked_for_what_is_a_macs(root: Path, monkeypatch: pytest.MonkeyPatch, program: Program) -> None:
+    mac(program, "", "echo 1", "15.5", "echo 1")
+    put(root / "dev/console", "")
+    monkeypatch.setattr(os, "getuid", lambda: -1)
+    monkeypatch.setenv("SSH_CONNECTION", "10.0.0.1 50000 10.0.0.2 22")
+    host = read_host(root=root, uname=LINUX)
+    assert (host.virtual, host.remote) == (False, False)
 
 
 def test_rosetta(root: Path, program: Program) -> None:
@@ -407,6 +443,12 @@ def test_a_recording_that_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_host()
 
 
+def test_a_document_of_a_labrig_that_knew_less_is_read() -> None:
+    older = {key: value for key, value in Host("macos", "arm64").to_json().items() if key not in ("virtual", "remote")}
+    host = from_json(older, "room-7.json")
+    assert (host.virtual, host.remote) == (False, False)
+
+
 GOOD = {"os": "linux", "arch": "x86_64"}
 
 
@@ -420,6 +462,8 @@ GOOD = {"os": "linux", "arch": "x86_64"}
         ("driver", "R580"),
         ("driver", 580),
         ("wsl", "yes"),
+        ("virtual", 1),
+        ("remote", "ssh"),
         ("gpus", {}),
         ("gpus", ["RTX 4090"]),
         ("gpus", [{"capability": "8.9"}]),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import sysconfig
 import time
 from pathlib import Path
 
 import pytest
+import samples
 
 from labrig import interpreters
 from labrig.errors import HostError
 
+TOOLKIT = sys.executable
 MINOR = "3.77"  # no machine has it, so only the fakes can be found
 
 
@@ -23,8 +27,15 @@ def program(path: Path, script: str) -> Path:
     return path
 
 
-def answering(path: Path, minor: str = MINOR, *, free_threaded: bool = False) -> Path:
-    return program(path, f"""echo '["{minor}", {str(free_threaded).lower()}, "{path}"]'""")
+def answer(
+    path: Path | str = "/bin/sh", minor: str = MINOR, *, free_threaded: bool = False, kind: str = "linux x86_64"
+) -> str:
+    """A line of shell that answers as an interpreter does; ``kind`` is its system and its machine."""
+    return f"echo '{json.dumps([minor, free_threaded, *kind.split(), str(path)])}'"
+
+
+def answering(path: Path, minor: str = MINOR, *, free_threaded: bool = False, kind: str = "linux x86_64") -> Path:
+    return program(path, answer(path, minor, free_threaded=free_threaded, kind=kind))
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +64,10 @@ BAD = {
     "one that prints a number": "echo 42",
     "one that prints an empty list": "echo '[]'",
     "one that prints bytes": "printf '\\377\\376'",
-    "one that answers and then fails": f"""echo '["{MINOR}", false, "/bin/sh"]'; exit 3""",
-    "another minor": """echo '["3.9", false, "/bin/sh"]'""",
-    "a free-threaded build": f"""echo '["{MINOR}", true, "/bin/sh"]'""",
+    "one that answers and then fails": f"{answer()}; exit 3",
+    "another minor": answer(minor="3.9"),
+    "a free-threaded build": answer(free_threaded=True),
+    "an Intel one on a Mac, under Rosetta": answer(kind="darwin x86_64"),
 }
 
 
@@ -110,7 +122,7 @@ def test_pyenv_versions_are_found_behind_their_broken_shim_the_newest_patch_firs
 def test_what_python_says_of_itself_is_taken_not_the_name_it_was_called_by(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program(tmp_path / "bin" / f"python{MINOR}", f"""echo '["{MINOR}", false, "/the/real/one"]'""")
+    program(tmp_path / "bin" / f"python{MINOR}", answer("/the/real/one"))
     on_path(monkeypatch, tmp_path / "bin")
     assert interpreters.find(MINOR, offline=True) == Path("/the/real/one")
 
@@ -148,6 +160,27 @@ def test_uv_is_asked_last_and_what_it_brings_is_run_before_it_is_trusted(
     answering(brought, "3.9")
     with pytest.raises(HostError):
         interpreters.find(MINOR)
+
+
+def test_a_native_one_on_a_mac_is_taken_and_uv_is_asked_for_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(tmp_path / "intel" / f"python{MINOR}", kind="darwin x86_64")
+    native = answering(tmp_path / "native" / f"python{MINOR}", kind="darwin arm64")
+    on_path(monkeypatch, tmp_path / "intel", tmp_path / "native")
+    assert interpreters.find(MINOR, offline=True) == native
+    assert interpreters._request(MINOR, "linux") == MINOR
+    assert "macos-aarch64" in interpreters._request(MINOR, "darwin")
+
+
+def test_what_uv_is_asked_for_on_a_mac_is_a_download_it_has() -> None:
+    """Its own list, which needs no network; under another name uv would find nothing, on a Mac only."""
+    for target in samples.SHIPPED.targets.values():
+        if target.device == "mps":
+            request = interpreters._request(target.python, "darwin")
+            command = [TOOLKIT, "-m", "uv", "python", "list", "--all-platforms", "--only-downloads", request]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            assert done.stdout.startswith(f"cpython-{target.python}.") and "macos-aarch64" in done.stdout
 
 
 def test_a_real_interpreter_is_found_by_its_own_minor(monkeypatch: pytest.MonkeyPatch) -> None:
