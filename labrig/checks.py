@@ -7,13 +7,14 @@ neither a skip nor a pass. A skip always has a reason and never counts as a pass
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from packaging.utils import canonicalize_version
 
-from labrig import image
+from labrig import compat, doctor, image
 from labrig.lock import Lock
 from labrig.spec import Target
 
@@ -21,7 +22,7 @@ PASSED, FAILED, SKIPPED, NOT_APPLICABLE = "passed", "failed", "skipped", "not ap
 STATUSES = (PASSED, FAILED, SKIPPED, NOT_APPLICABLE)
 ALL_ENGINES = ("docker", "venv", "conda")
 ALL_PLATFORMS = ("linux_x86_64", "linux_aarch64", "macos_arm64")
-LINUX = ALL_PLATFORMS[:2]
+LINUX, MAC = ALL_PLATFORMS[:2], ALL_PLATFORMS[2:]
 # What may stand in an environment without being locked: the tools that make one, never what labs import.
 BOOTSTRAP = frozenset({"pip", "setuptools", "wheel"})
 
@@ -175,14 +176,54 @@ def check_device(e: Expectation, facts: Facts) -> Outcome:
     expected = f"{device}, one kernel and its gradient as on the CPU"
     if device not in seen:
         reason = f"torch sees no {device} device here (it sees {', '.join(seen)})"
+        if device == "mps":
+            reason = f"{reason}: {_why_no_mps(e, facts)}"
         if e.require_device:
             return Outcome(FAILED, expected, "absent", reason + "; --require-device was given")
         return Outcome(SKIPPED, expected, "absent", reason)
     kernel = _fact(facts, "device", device, "kernel")
     names = ", ".join(seen[device].get("names", [])) or device
     if kernel != "ok":
-        return Outcome(FAILED, expected, kernel, f"the kernel on {names} failed")
+        why = f": {VIRTUAL}" if device == "mps" and _fact(facts, "mps", "virtual") else ""
+        return Outcome(FAILED, expected, kernel, f"the kernel on {names} failed{why}")
     return Outcome(PASSED, expected, names)
+
+
+def _why_no_mps(e: Expectation, facts: Facts) -> str:
+    """Why torch sees no MPS device, as far as it can be told, and what to do; torch itself only names a macOS."""
+    macos, floor = str(_fact(facts, "mps", "macos")), e.target.macos
+    if not _fact(facts, "mps", "built"):
+        return f"this torch is built without MPS; invoke clean --target={e.target.name}, then build it again"
+    if floor and re.match(r"\d+(\.\d+)*$", macos) and not compat.at_least(macos, floor):
+        return f"macOS {macos} is older than {floor}, which MPS needs in torch {e.target.torch}; update macOS"
+    if _fact(facts, "mps", "virtual"):
+        return VIRTUAL
+    if _fact(facts, "mps", "remote"):
+        return (
+            f"over ssh, while you are not logged in at its screen, macOS may give you no Metal {doctor.REMOTE_ISSUE}; "
+            "log in at the Mac's screen, or share it, and run it there"
+        )
+    return (
+        f"macOS {macos} gives this process no Metal device, as a sandbox does (pytorch/pytorch#177819); run it from "
+        "Terminal"
+    )
+
+
+VIRTUAL = (
+    f"this is a virtual machine, where MPS may seem available and allocate nothing {doctor.VIRTUAL_ISSUE}; "
+    "use macOS on the Mac itself, or labs with --device=cpu"
+)
+
+
+def check_float64(e: Expectation, facts: Facts) -> Outcome:
+    """MPS refuses float64 with TypeError: labs then compute elsewhere, and say so."""
+    expected = "TypeError for a float64 tensor on mps"
+    if not _fact(facts, "mps", "available"):
+        return Outcome(SKIPPED, expected, "absent", f"MPS is not available here: {_why_no_mps(e, facts)}")
+    found = str(_fact(facts, "mps", "float64"))
+    if not found.startswith("TypeError"):
+        return Outcome(FAILED, expected, found, "what MPS lacks has changed: look at lab.fallback in labs/")
+    return Outcome(PASSED, expected, found)
 
 
 def check_libraries(e: Expectation, facts: Facts) -> Outcome:
@@ -347,6 +388,7 @@ CHECKS = (
     Check("cuda", "torch was compiled for the row's CUDA", check_cuda),
     Check("archs", "torch has code for the row's GPUs", check_archs, platforms=LINUX),
     Check("device", "the device computes", check_device),
+    Check("float64", "MPS lacks float64, as labs expect", check_float64, platforms=MAC),
     Check("libraries", "shared libraries load", check_libraries),
     Check("dataloader", "DataLoader works with 2 workers", check_dataloader),
     Check("network", "no network is needed", check_network),

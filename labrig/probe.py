@@ -3,7 +3,8 @@
 It needs the standard library only, never labrig, because the environment has no labrig; torch is asked where it is
 there. It judges nothing. Everything it says is read from the running environment, none of it from a name.
 
-    python probe.py            the facts on stdout, exit 0; a fact that cannot be had is {"error": "..."}
+    python probe.py            the facts on stdout, exit 0; a fact that cannot be had is {"error": "..."}; on a Mac
+                               with those of MPS
     python probe.py image      these and those of a container, as its user sees them
     python probe.py files ...  these facts alone, one JSON line [name, fact, connections] each, as they are read
 
@@ -100,7 +101,7 @@ def read_device() -> object:
         capabilities = ["%d.%d" % torch.cuda.get_device_capability(i) for i in range(len(names))]
         seen["cuda"] = {"names": names, "capabilities": capabilities, "kernel": run_kernel("cuda")}
     if torch.backends.mps.is_available():
-        seen["mps"] = {"names": [platform.processor()], "kernel": run_kernel("mps")}
+        seen["mps"] = {"names": [tell("sysctl", "-n", "machdep.cpu.brand_string")], "kernel": run_kernel("mps")}
     return seen
 
 
@@ -123,6 +124,47 @@ def run_kernel(device: str) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     return "ok"
+
+
+def tell(*command: str) -> str:
+    """What a program of the system says in one line; "" where it cannot be asked."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+CONSOLE = "/dev/console"
+
+
+def read_mps() -> object:
+    """On a Mac: whether torch may use Metal, what can be told of the reasons if not, and whether it refuses float64."""
+    import torch
+
+    mps = torch.backends.mps
+    facts: dict[str, object] = {
+        "built": mps.is_built(),
+        "available": mps.is_available(),
+        "macos": tell("sw_vers", "-productVersion"),
+        "virtual": tell("sysctl", "-n", "kern.hv_vmm_present") == "1",
+        # At the screen a user owns the console; over ssh alone nobody need be logged in there.
+        "remote": bool(os.environ.get("SSH_CONNECTION")) and os.stat(CONSOLE).st_uid != os.getuid(),
+    }
+    if facts["available"]:
+        facts["float64"] = ask_float64()
+    return facts
+
+
+def ask_float64() -> str:
+    """ "TypeError: ..." where MPS refuses float64, or what it does instead."""
+    import torch
+
+    try:
+        tensor = torch.zeros(1, dtype=torch.float64, device="mps")
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    return f"a tensor of {tensor.dtype}"
 
 
 def read_libraries() -> object:
@@ -381,8 +423,9 @@ READERS = {
     "libraries": read_libraries,
     "dataloader": read_dataloader,
 }
+MAC_READERS = {"mps": read_mps}
 IMAGE_READERS = {"user": read_user, "shm": read_shm, "labs": read_labs}
-ALL_READERS = {**READERS, **IMAGE_READERS, "system": read_system, "confinement": read_confinement}
+ALL_READERS = {**READERS, **MAC_READERS, **IMAGE_READERS, "system": read_system, "confinement": read_confinement}
 
 
 def answer(names: list[str]) -> None:
@@ -427,7 +470,8 @@ def read_all(names: list[str]) -> dict[str, object]:
 
 def main() -> None:
     if sys.argv[1:] in ([], ["image"]):
-        json.dump(read_all([*READERS, *(IMAGE_READERS if sys.argv[1:] else ())]), sys.stdout)
+        more = {**(MAC_READERS if sys.platform == "darwin" else {}), **(IMAGE_READERS if sys.argv[1:] else {})}
+        json.dump(read_all([*READERS, *more]), sys.stdout)
     else:
         answer(sys.argv[1:])
 

@@ -239,7 +239,8 @@ def test_what_is_broken_is_caught_by_its_check_and_by_no_other(name: str, seen: 
 
 def test_every_check_of_images_is_tripped_by_some_broken_image() -> None:
     tripped = set().union(*(expected for *_, expected in BROKEN.values()))
-    assert {check.id for check in checks.CHECKS} - tripped == {"python"}  # that one: rows of another Python
+    ours = {check.id for check in checks.CHECKS if any(check.applies("docker", platform) for platform in checks.LINUX)}
+    assert ours - tripped == {"python"}  # that one: rows of another Python
 
 
 def test_workers_that_run_out_of_shared_memory_are_told_so(seen: dict[str, Seen]) -> None:

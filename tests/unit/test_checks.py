@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import macs
 import pytest
 
 from labrig import checks, image, lock, spec
@@ -40,7 +41,7 @@ ENVIRONMENTS = [
 def good(e: Expectation, *, present: bool = True) -> Facts:
     """The probe's document in an environment that is as the lock says, on a machine that has the device or not."""
     seen: Facts = {"cpu": {"kernel": "ok"}}
-    if present and e.target.device != "cpu":
+    if present and e.target.device == "cuda":
         seen[e.target.device] = {"names": ["Test GPU"], "kernel": "ok"}
     local = "" if e.target.device == "mps" else f"+{e.target.variant}"
     return {
@@ -57,6 +58,7 @@ def good(e: Expectation, *, present: bool = True) -> Facts:
         "dataloader": "ok",
         "connections": [],
         **(in_a_container(e) if e.engine == "docker" else {}),
+        **(copy.deepcopy(macs.MAC if present else macs.SANDBOXED) if e.target.device == "mps" else {}),
     }
 
 
@@ -110,7 +112,9 @@ def test_a_good_environment_passes_every_check_that_is_for_it(name: str) -> None
     outcomes = judge(e, good(e))
     assert ended(outcomes, FAILED) == ended(outcomes, SKIPPED) == set()
     images_only = {check.id for check in checks.CHECKS if check.engines == ("docker",)}
-    not_here = ({"archs"} if e.target.device == "mps" else set()) | (images_only if e.engine != "docker" else set())
+    not_here = ({"archs"} if e.target.device == "mps" else {"float64"}) | (
+        images_only if e.engine != "docker" else set()
+    )
     assert ended(outcomes, NOT_APPLICABLE) == not_here
     assert all(outcome.expected and outcome.found for outcome in outcomes.values() if outcome.status == PASSED)
 
@@ -240,7 +244,8 @@ MUTATIONS: list[tuple[str, str, set[str], str, Mutation]] = [
         "nothing is proven",
         put(False, "confined", "confinement", "no_new_privileges"),
     ),
-    ("mps kernel", "mps", {"device"}, "Test GPU", put("AssertionError: not close", "device", "mps", "kernel")),
+    ("mps kernel", "mps", {"device"}, "Apple M2", put("AssertionError: not close", "device", "mps", "kernel")),
+    ("float64 on mps", "mps", {"float64"}, "has changed", put("a tensor of torch.float64", "mps", "float64")),
 ]
 
 
@@ -310,13 +315,14 @@ def test_an_absent_device_is_a_skip_with_its_reason_and_a_failure_where_it_is_re
     e = expect(name)
     facts = good(e, present=False)
     outcomes = judge(e, facts)
-    assert ended(outcomes, SKIPPED) == {"device"}
+    told = {"device", "float64"} if e.target.device == "mps" else {"device"}
+    assert ended(outcomes, SKIPPED) == told
     assert ended(outcomes, FAILED) == set()
     assert f"no {e.target.device} device" in outcomes["device"].reason
 
     required = judge(dataclasses.replace(e, require_device=True), facts)
     assert ended(required, FAILED) == {"device"}
-    assert ended(required, SKIPPED) == set()
+    assert ended(required, SKIPPED) == told - {"device"}
     assert "--require-device" in required["device"].reason
 
 
@@ -365,8 +371,9 @@ def test_a_fact_that_could_not_be_read_fails_its_checks_with_the_probes_reason(f
 
 def test_a_probe_that_did_not_run_fails_everything_with_its_reason() -> None:
     outcomes = judge(expect("docker:cuda"), {"error": "exit code 127"})
-    assert ended(outcomes, FAILED) == {check.id for check in checks.CHECKS}
-    assert all("exit code 127" in outcome.reason for outcome in outcomes.values())
+    ours = {check.id for check in checks.CHECKS if check.applies("docker", checks.LINUX[0])}
+    assert ended(outcomes, FAILED) == ours
+    assert all("exit code 127" in outcomes[id].reason for id in ours)
 
 
 def test_not_applicable_is_neither_pass_nor_skip_and_says_for_whom_the_check_is() -> None:
@@ -374,7 +381,71 @@ def test_not_applicable_is_neither_pass_nor_skip_and_says_for_whom_the_check_is(
     facts = good(e)
     del facts["packages"]
     outcomes = judge(e, facts)
-    only = {check.id for check in checks.CHECKS if check.engines == ("docker",)}
+    only = {check.id for check in checks.CHECKS if check.engines == ("docker",)} | {"float64"}
     assert ended(outcomes, NOT_APPLICABLE) == {"packages", "extra", "files"} | only
     assert ended(outcomes, FAILED) == ended(outcomes, SKIPPED) == set()
     assert "docker, venv" in outcomes["packages"].reason
+
+
+# --- Macs -------------------------------------------------------------------------------------------------------------
+
+
+def on(mac: Facts, **changes: Any) -> dict[str, Outcome]:
+    """What the checks of the target mps say there, all else being well."""
+    e = dataclasses.replace(expect("mps"), **changes)
+    return judge(e, good(e) | copy.deepcopy(mac))
+
+
+@pytest.mark.parametrize("mac", [macs.MAC, macs.OVER_SSH_AND_IT_COMPUTES], ids=["at the screen", "over ssh"])
+def test_a_mac_whose_metal_computes_passes_wherever_it_is_reached_from(mac: Facts) -> None:
+    outcomes = on(mac, require_device=True)
+    assert ended(outcomes, FAILED) == ended(outcomes, SKIPPED) == set()
+    assert outcomes["device"].found == "Apple M2"
+    assert outcomes["float64"].found == macs.REFUSED
+
+
+def test_a_virtual_mac_that_allocates_nothing_fails_with_the_reason_and_the_way_out() -> None:
+    outcomes = on(macs.VIRTUAL_THAT_ALLOCATES_NOTHING)
+    assert ended(outcomes, FAILED) == {"device"}
+    assert outcomes["device"].found == macs.NO_MEMORY
+    for word in ("Apple M1 (Virtual)", "virtual machine", "actions/runner-images#9918", "--device=cpu"):
+        assert word in outcomes["device"].reason
+    assert "virtual machine" not in on(macs.present("Apple M2", kernel=macs.NO_MEMORY))["device"].reason
+
+
+FLOOR = TABLE.pick("mps").macos
+ABSENT = {
+    "too old": (macs.TOO_OLD, [f"macOS 13.6.7 is older than {FLOOR}", "update macOS"]),
+    "virtual": (macs.VIRTUAL_WITHOUT_METAL, ["virtual machine", "actions/runner-images#9918", "on the Mac itself"]),
+    "over ssh": (macs.OVER_SSH_WITHOUT_METAL, ["over ssh", "huggingface/candle#3449", "log in at the Mac's screen"]),
+    "sandboxed": (macs.SANDBOXED, ["no Metal device", "pytorch/pytorch#177819", "Terminal"]),
+    "of no version": (macs.OF_NO_VERSION, ["no Metal device"]),
+    "built without MPS": (macs.BUILT_WITHOUT_MPS, ["built without MPS", "invoke clean --target=mps"]),
+}
+
+
+@pytest.mark.parametrize(("mac", "words"), ABSENT.values(), ids=ABSENT)
+def test_an_absent_mps_is_told_with_its_own_reason_and_fix(mac: Facts, words: list[str]) -> None:
+    outcomes = on(mac)
+    assert ended(outcomes, SKIPPED) == {"device", "float64"}
+    assert ended(outcomes, FAILED) == set()
+    required = on(mac, require_device=True)
+    assert ended(required, FAILED) == {"device"}
+    for outcome in (outcomes["device"], outcomes["float64"], required["device"]):
+        assert all(word in outcome.reason for word in words), outcome
+    others = [one for key, (_, own) in ABSENT.items() if key != "of no version" for one in own[:1] if own != words]
+    assert not any(word in outcomes["device"].reason for word in others if word not in words)
+
+
+@pytest.mark.parametrize("mac", [macs.FLOAT64_ACCEPTED, macs.FLOAT64_FAILED_OTHERWISE])
+def test_what_mps_lacks_is_checked_and_not_assumed(mac: Facts) -> None:
+    outcomes = on(mac)
+    assert ended(outcomes, FAILED) == {"float64"}
+    assert outcomes["float64"].found == mac["mps"]["float64"]
+    assert "lab.fallback" in outcomes["float64"].reason
+
+
+def test_a_mac_of_which_the_probe_could_not_read_mps_passes_nothing_by_it() -> None:
+    broken = {"error": "AttributeError: no mps"}
+    assert ended(on({**macs.MAC, "mps": broken}), FAILED) == {"float64"}
+    assert ended(on({**macs.SANDBOXED, "mps": broken}), FAILED) == {"device", "float64"}

@@ -8,12 +8,15 @@ import json
 import os
 import subprocess
 import sys
+import types
 import venv
 from pathlib import Path
 from typing import Any
 
+import macs
 import pytest
 
+from labrig import probe as probe_module
 from labrig.engines import PROBE
 
 NOWHERE = "192.0.2.1"  # RFC 5737: an address for documentation, nobody has it
@@ -129,3 +132,95 @@ def test_two_versions_side_by_side_are_both_said(environment: Path) -> None:
     add_package(environment, "torch", "1.0")
     add_package(environment, "torch", "2.0")
     assert probe(environment)[0]["packages"] == {"torch": "1.0 and 2.0"}
+
+
+# --- a Mac, with a torch that is a fake -------------------------------------------------------------------------------
+
+PROGRAMS = {
+    "sysctl": 'case "$2" in kern.hv_vmm_present) echo 0;; machdep.cpu.brand_string) echo "Apple M2";; *) exit 1;; esac',
+    "sw_vers": '[ "$1" = -productVersion ] && echo 15.5',
+}
+
+
+@pytest.fixture
+def mac(environment: Path) -> Path:
+    """An environment with the fake torch, and the programs of a Mac before others on its PATH."""
+    add_package(environment, "torch", "0", (Path(__file__).parent / "fake_torch.py").read_text())
+    for name, script in PROGRAMS.items():
+        (environment / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (environment / "bin" / name).chmod(0o755)
+    return environment
+
+
+def read(mac: Path, kind: str, **variables: str) -> dict[str, Any]:
+    """The facts of device and mps, read by the real probe in a process of its own, as on a Mac."""
+    path = f"{mac / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    kept = {key: value for key, value in os.environ.items() if key != "SSH_CONNECTION"}
+    done = subprocess.run(
+        [mac / "bin" / "python", "-I", "-S", PROBE, "device", "mps"],
+        capture_output=True, text=True, timeout=60, env={**kept, "PATH": path, "FAKE_MPS": kind, **variables},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return {name: fact for name, fact, _ in map(json.loads, done.stdout.splitlines())}
+
+
+def test_a_mac_whose_metal_computes_is_read_as_the_facts_written_by_hand_say(mac: Path) -> None:
+    assert read(mac, "computes") == macs.MAC
+
+
+def test_a_mac_without_metal_is_read_so(mac: Path) -> None:
+    assert read(mac, "absent") == macs.absent()
+    assert read(mac, "not-built") == macs.absent(built=False)
+
+
+def test_a_virtual_mac_that_allocates_nothing_is_read_so(mac: Path) -> None:
+    program = mac / "bin" / "sysctl"
+    program.write_text(program.read_text().replace("echo 0", "echo 1").replace("Apple M2", "Apple M1 (Virtual)"))
+    facts = read(mac, "no-memory")
+    assert facts["mps"] == macs.VIRTUAL_THAT_ALLOCATES_NOTHING["mps"], "float64 is refused before memory is asked for"
+    assert facts["device"]["mps"]["names"] == ["Apple M1 (Virtual)"]
+    assert facts["device"]["mps"]["kernel"].startswith("RuntimeError: MPS backend out of memory")
+
+
+def test_a_metal_that_computes_something_else_than_the_cpu_is_caught(mac: Path) -> None:
+    facts = read(mac, "wrong")["device"]
+    assert facts["mps"]["kernel"] == "AssertionError: Tensor-likes are not close!"
+    assert facts["cpu"]["kernel"] == "ok"
+
+
+def test_an_mps_that_takes_float64_is_said_to(mac: Path) -> None:
+    assert read(mac, "float64") == macs.FLOAT64_ACCEPTED | {"device": macs.MAC["device"]}
+
+
+def test_a_mac_that_cannot_be_asked_is_no_reason_to_fail(mac: Path) -> None:
+    for name in PROGRAMS:
+        (mac / "bin" / name).write_text("#!/bin/sh\nexit 1\n")
+    facts = read(mac, "computes")
+    assert facts["mps"] == macs.MAC["mps"] | {"macos": ""}
+    assert facts["device"]["mps"] == {"names": [""], "kernel": "ok"}
+
+
+@pytest.mark.parametrize(("ssh", "other", "remote"), [("a 1 b 22", 1, True), ("a 1 b 22", 0, False), ("", 1, False)])
+def test_over_ssh_the_owner_of_the_console_tells_who_is_at_the_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ssh: str, other: int, remote: bool
+) -> None:
+    mps = types.SimpleNamespace(is_built=lambda: True, is_available=lambda: False)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(backends=types.SimpleNamespace(mps=mps)))
+    monkeypatch.setattr(probe_module, "CONSOLE", str(tmp_path))
+    own = tmp_path.stat().st_uid
+    monkeypatch.setattr(os, "getuid", lambda: own + other)
+    monkeypatch.setenv("SSH_CONNECTION", ssh)
+    facts = probe_module.read_mps()
+    assert isinstance(facts, dict)
+    assert facts["remote"] is remote
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin"])
+def test_mps_is_asked_for_on_a_mac_only(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(sys, "argv", ["probe.py"])
+    monkeypatch.setattr(probe_module, "read_all", lambda names: asked.append(names) or {})
+    probe_module.main()
+    assert ("mps" in asked[0]) == (system == "darwin")
+    assert set(probe_module.READERS) <= set(asked[0]) and "system" not in asked[0]
