@@ -79,7 +79,7 @@ def _ask(python: Path, minor: str) -> Path | None:
     return Path(executable) if version == minor and not free_threaded and not translated else None
 
 
-def _request(minor: str, system: str = sys.platform) -> str:
+def request(minor: str, system: str = sys.platform) -> str:
     """What uv is asked for. On a Mac the chip is named, as a uv under Rosetta would take an Intel Python."""
     return f"cpython-{minor}-macos-aarch64-none" if system == "darwin" else minor
 
@@ -87,11 +87,11 @@ def _request(minor: str, system: str = sys.platform) -> str:
 def _fetch(minor: str) -> Path | None:
     uv = [sys.executable, "-m", "uv", "python"]
     print(f"no Python {minor} here; asking uv for one", file=sys.stderr)
-    request = _request(minor)
+    wanted = request(minor)
     try:
-        subprocess.run([*uv, "install", "--quiet", request], capture_output=True, timeout=INSTALL_TIMEOUT, check=True)
+        subprocess.run([*uv, "install", "--quiet", wanted], capture_output=True, timeout=INSTALL_TIMEOUT, check=True)
         done = subprocess.run(
-            [*uv, "find", "--managed-python", request], capture_output=True, text=True, timeout=60, check=True
+            [*uv, "find", "--managed-python", wanted], capture_output=True, text=True, timeout=60, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -6,11 +6,11 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import base, image, lock
+from labrig import base, compat, doctor, image, interpreters, lock
 from labrig.errors import LockError, PendingError
 from labrig.files import write_atomically
 from labrig.lock import Lock
-from labrig.spec import Table, Target
+from labrig.spec import MPS, Table, Target
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -43,6 +43,11 @@ def render(table: Table, target: Target, templates: Path) -> dict[Path, str]:
         locks=locks,
         index=table.indexes[target.index] if target.index else None,
         index_variable=f"LABRIG_INDEX_{target.index.upper().replace('-', '_')}" if target.index else None,
+        mac=compat.macos_floor(target.torch, target.python) if target.device == MPS else None,
+        intel_last=compat.intel_mac_last(),
+        uv_python=interpreters.request(target.python, "darwin" if target.device == MPS else "linux"),
+        virtual_issue=doctor.VIRTUAL_ISSUE,
+        remote_issue=doctor.REMOTE_ISSUE,
     )
     if "docker" in target.engines:
         files[images / target.name / "Dockerfile"] = render_dockerfile(target, locks[0], templates, images)

@@ -169,15 +169,15 @@ def test_a_native_one_on_a_mac_is_taken_and_uv_is_asked_for_nothing_else(
     native = answering(tmp_path / "native" / f"python{MINOR}", kind="darwin arm64")
     on_path(monkeypatch, tmp_path / "intel", tmp_path / "native")
     assert interpreters.find(MINOR, offline=True) == native
-    assert interpreters._request(MINOR, "linux") == MINOR
-    assert "macos-aarch64" in interpreters._request(MINOR, "darwin")
+    assert interpreters.request(MINOR, "linux") == MINOR
+    assert "macos-aarch64" in interpreters.request(MINOR, "darwin")
 
 
 def test_what_uv_is_asked_for_on_a_mac_is_a_download_it_has() -> None:
     """Its own list, which needs no network; under another name uv would find nothing, on a Mac only."""
     for target in samples.SHIPPED.targets.values():
         if target.device == "mps":
-            request = interpreters._request(target.python, "darwin")
+            request = interpreters.request(target.python, "darwin")
             command = [TOOLKIT, "-m", "uv", "python", "list", "--all-platforms", "--only-downloads", request]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
             assert done.stdout.startswith(f"cpython-{target.python}.") and "macos-aarch64" in done.stdout

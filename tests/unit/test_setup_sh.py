@@ -28,6 +28,7 @@ from labrig.spec import Table, Target
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 PLATFORM = "linux_x86_64"  # what the fake uname says; the wheels are for any platform
+MAC_PLATFORM = "macos_arm64"
 VARIABLE = f"LABRIG_INDEX_{INDEX.upper()}"
 BASE = sys._base_executable  # type: ignore[attr-defined]  # not the venv's own: as a student's
 
@@ -72,7 +73,7 @@ class World:
     def system(self, kernel: str, machine: str) -> None:
         self.program("uname", f'[ "$1" = -s ] && echo {kernel} || echo {machine}')
 
-    def render(self, target: Target, *wheels: dict[str, bytes]) -> None:
+    def render(self, target: Target, *wheels: dict[str, bytes], platform: str = PLATFORM) -> None:
         """Publish the wheels, lock exactly them for the target, and render its setup.sh."""
         files = {name: content for one in wheels for name, content in one.items()}
         samples.write(files, self.wheels)
@@ -85,7 +86,7 @@ class World:
             key=lambda wheel: wheel.name,
         )
         images = self.folder.parent
-        locked = Lock(target.name, PLATFORM, target.python, lock.inputs_digest(target, PLATFORM), tuple(entries))
+        locked = Lock(target.name, platform, target.python, lock.inputs_digest(target, platform), tuple(entries))
         lock.write(locked, images)
         table = Table(images / spec.TABLE, {target.name: target}, {INDEX: "http://127.0.0.1:9/simple"})
         render.write(render.render(table, target, TEMPLATES))
@@ -128,15 +129,45 @@ class World:
         """Nothing half-made is left anywhere."""
         return {f.name for f in self.root.iterdir()} <= {"wheels", "programs", "home", "images"}
 
+    def without_python(self) -> None:
+        """Every name under which setup.sh looks for a Python fails, as a shim does."""
+        self.environment["PYTHON"] = ""
+        for name in (f"python{PYTHON}", "python3", "python"):
+            self.program(name, "exit 127")
 
-def quick_venv() -> str:
-    """An interpreter whose venvs borrow the toolkit's pip: unpacking one takes four seconds."""
+    def uv(self, *, there: bool = False, install: str = "", brings: str = "") -> Path:
+        """A uv that notes what it is asked, and finds its Python (``brings``, a script) if that is ``there`` or once
+        it has installed it. Its own Python alone is no program on PATH."""
+        managed, mark, asked = (
+            self.root / "home" / "managed",
+            self.root / "home" / "installed",
+            self.root / "home" / "asked",
+        )
+        managed.write_text(f"#!/bin/sh\n{brings or quick_venv('x86_64')}\n")
+        managed.chmod(0o755)
+        if there:
+            mark.touch()
+        self.program(
+            "uv",
+            f'echo "${{UV_PYTHON_PREFERENCE:-}} $*" >>"{asked}"\n'
+            f'case "$1 $2" in\n"python find") [ -e "{mark}" ] && echo "{managed}" ;;\n'
+            f'"python install") {install or "true"} && touch "{mark}" ;;\n*) exit 2 ;;\nesac',
+        )
+        return asked
+
+
+def quick_venv(machine: str = "") -> str:
+    """An interpreter whose venvs borrow the toolkit's pip (unpacking one takes four seconds).
+
+    With a ``machine`` it says that it is made for that one, and that it has whatever version is asked for.
+    """
     found = importlib.util.find_spec("pip")
     assert found and found.origin, "the toolkit's environment has pip (make setup)"
     pip = shlex.quote(str(Path(found.origin).parent))
     python = shlex.quote(BASE)
+    lies = f'case "${{2:-}}" in *platform.machine*) echo {machine}; exit ;; *version_info*) exit ;; esac\n'
     return (
-        'if [ "$1" = -m ] && [ "$2" = venv ]; then\n'
+        f'{lies if machine else ""}if [ "$1" = -m ] && [ "$2" = venv ]; then\n'
         f'    {python} -m venv --without-pip "$3" && ln -s {pip} "$3/lib/python{PYTHON}/site-packages/pip"\n'
         f'else exec {python} "$@"; fi'
     )
@@ -295,6 +326,261 @@ def test_no_python_is_told_with_what_to_install(empty: World) -> None:
     assert done.returncode == 3
     assert "No working Python 3.99" in done.stderr and "python3.99-venv" in done.stderr
     assert empty.is_clean()
+
+
+NOWHERE = "3.99"  # a Python that no machine has, in /usr/bin or elsewhere
+
+
+@pytest.fixture
+def bare(empty: World) -> World:
+    """A machine without a Python of the row's minor."""
+    empty.render(dataclasses.replace(samples.target(), python=NOWHERE), torch_wheel(), ALPHA, BETA)
+    empty.without_python()
+    return empty
+
+
+# --- with uv --------------------------------------------------------------------------------------------------------
+
+
+def test_with_only_uv_its_python_is_fetched_once_and_found_again(bare: World) -> None:
+    asked = bare.uv()
+    first = bare.run()
+    assert first.returncode == 0, first.stderr
+    assert f"No Python {NOWHERE} was found; asking uv for one." in first.stderr
+    assert bare.python("import torch; print(torch.__version__)") == TORCH
+    find = f"only-managed python find --no-project --system {NOWHERE}"
+    assert asked.read_text().splitlines() == [find, f" python install {NOWHERE}", find]
+    second = bare.run()
+    assert second.returncode == 0 and "already" in second.stderr
+    assert "asking uv" not in second.stderr
+
+
+def test_a_python_that_is_here_is_taken_before_uvs(bare: World) -> None:
+    bare.program("python3", quick_venv("x86_64"))
+    asked = bare.uv(there=True)
+    assert bare.run().returncode == 0
+    assert not asked.exists()
+
+
+def test_a_named_python_that_does_not_do_is_not_replaced_by_uvs(bare: World) -> None:
+    asked = bare.uv(there=True)
+    assert bare.run(PYTHON=str(bare.root / "none")).returncode == 3
+    assert not asked.exists()
+
+
+@pytest.mark.parametrize(
+    ("install", "brings", "words"),
+    [
+        ("{ echo 'error: error sending request' >&2; false; }", "", "uv could not install"),
+        ("", "exit 1", f"uv has no working Python {NOWHERE}: "),
+    ],
+)
+def test_a_uv_that_brings_no_working_python_ends_with_the_fix(
+    bare: World, install: str, brings: str, words: str
+) -> None:
+    bare.uv(install=install, brings=brings)
+    done = bare.run()
+    assert done.returncode == 3
+    assert words in done.stderr
+    fix = done.stderr.splitlines()[-1]
+    assert "UV_PYTHON_INSTALL_MIRROR=URL" in fix if install else "uv python install --reinstall" in fix
+    if install:
+        assert "error sending request" in done.stderr, "uv's own words are kept"
+    assert bare.is_clean()
+
+
+# --- on a Mac -------------------------------------------------------------------------------------------------------
+
+APART = next(  # a torch whose wheel installs on a macOS where MPS does not work yet
+    (torch, floor)
+    for torch in reversed(compat.releases())
+    if PYTHON in compat.pythons(torch, MAC_PLATFORM)
+    and (floor := compat.macos_floor(torch, PYTHON))
+    and not compat.at_least(floor.install, floor.mps)
+)
+
+
+class MacWorld(World):
+    """A student's Mac, faked: what its programs say, and a torch whose MPS computes, is absent or allocates nothing."""
+
+    def __init__(self, root: Path, torch: str, mps: str = "computes", python: str = PYTHON) -> None:
+        super().__init__(root)
+        self.torch = torch
+        self.system("Darwin", "arm64")
+        self.macos("99.0")
+        self.sysctl()
+        self.program("find", "exit 0")  # nobody of this name owns the console
+        self.environment["PYTHON"] = str(self.program("arm-python", quick_venv("arm64")))
+        target = samples.target(torch=torch, variant="mps", index=None, platforms=[MAC_PLATFORM])
+        target = dataclasses.replace(target, python=python)
+        self.render(target, self.wheel(mps), ALPHA, platform=MAC_PLATFORM)
+
+    def wheel(self, mps: str) -> dict[str, bytes]:
+        code = (
+            "class version:\n    cuda = None\n"
+            "class backends:\n    class mps:\n"
+            f"        is_available = staticmethod(lambda: {mps != 'absent'})\n"
+            "class ones:\n"
+            "    def __init__(self, n, device):\n"
+            f"        if device == 'mps' and {mps == 'allocates nothing'}:\n"
+            "            raise RuntimeError('MPS backend out of memory')\n"
+            "        self.n = n\n"
+            "    def sum(self): return self\n"
+            "    def item(self): return float(self.n)\n"
+        )
+        return samples.wheel("torch", self.torch, code=code)
+
+    def macos(self, version: str) -> None:
+        self.program("sw_vers", f'[ "$1" = -productVersion ] && echo {version}')
+
+    def sysctl(self, *, apple: int = 1, virtual: int = 0) -> None:
+        answers = f"hw.optional.arm64) echo {apple} ;; kern.hv_vmm_present) echo {virtual} ;;"
+        self.program("sysctl", f'[ "$1" = -n ] || exit 1; case "$2" in {answers} *) exit 1 ;; esac')
+
+
+def test_on_a_mac_it_makes_the_environment_and_computes_on_mps(tmp_path: Path) -> None:
+    mac = MacWorld(tmp_path, TORCH)
+    done = mac.run()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f'. "{mac.place}/bin/activate"\n'
+    assert f"torch {TORCH}, torch.backends.mps.is_available() = True" in done.stderr
+    assert "GPU is not used" not in done.stderr and "macOS" not in done.stderr
+    assert mac.python("import torch; print(torch.__version__)") == TORCH
+    assert "already" in mac.run().stderr
+
+
+@pytest.mark.parametrize(
+    ("apple", "words", "fix"),
+    [
+        (1, "runs under Rosetta", "arch -arm64 sh setup.sh"),
+        (0, f"This is an Intel Mac: torch {compat.intel_mac_last()} was the last", "Use an Apple silicon Mac"),
+    ],
+)
+def test_rosetta_is_told_apart_from_an_intel_mac(tmp_path: Path, apple: int, words: str, fix: str) -> None:
+    mac = MacWorld(tmp_path, TORCH)
+    mac.system("Darwin", "x86_64")
+    mac.sysctl(apple=apple)
+    done = mac.run()
+    assert done.returncode == 3
+    why, what_to_do = done.stderr.splitlines()
+    assert words in why and fix in what_to_do
+    assert mac.is_clean()
+
+
+def test_a_macos_below_what_the_wheel_needs_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    torch, floor = APART
+    mac = MacWorld(tmp_path, torch)
+    for version in (f"{compat.numbers(floor.install)[0] - 1}.9.1", "9", "10.16"):
+        mac.macos(version)
+        done = mac.run()
+        assert done.returncode == 3
+        assert f"macOS {version} is older than {floor.install}, which the wheel" in done.stderr
+        assert f"Update macOS to {floor.mps} or newer." in done.stderr
+        assert mac.is_clean()
+
+
+@pytest.mark.parametrize("version", ["{}.0", "{}", "{}.9.1"])
+def test_a_macos_between_installing_and_mps_goes_on_with_a_warning(tmp_path: Path, version: str) -> None:
+    torch, floor = APART
+    mac = MacWorld(tmp_path, torch, "absent")
+    version = version.format(compat.numbers(floor.install)[0])
+    mac.macos(version)
+    done = mac.run()
+    assert done.returncode == 0, done.stderr
+    assert f"macOS {version} is older than {floor.mps}, which MPS needs in torch {torch}: torch will" in done.stderr
+    assert f"update macOS to {floor.mps} or newer" in done.stderr
+    assert done.stderr.splitlines()[-1] == f"macOS {version} is older than {floor.mps}, which MPS needs. Update macOS."
+    assert "is_available() = False" in done.stderr
+    assert done.stdout == f'. "{mac.place}/bin/activate"\n'
+    mac.macos(floor.mps)
+    assert "older" not in mac.run().stderr
+
+
+def test_a_macos_that_cannot_be_asked_is_said_and_tried(tmp_path: Path) -> None:
+    mac = MacWorld(tmp_path, TORCH)
+    mac.program("sw_vers", "exit 1")
+    done = mac.run()
+    assert done.returncode == 0, done.stderr
+    assert "could not be read (sw_vers)" in done.stderr
+
+
+SSH = "192.0.2.1 50000 192.0.2.2 22"
+ABSENT = {
+    "virtual": ("allocates nothing", 1, "", "exit 0", "virtual machine (actions/runner-images#9918)"),
+    "virtual without Metal": ("absent", 1, SSH, "exit 0", "virtual machine"),
+    "over ssh": ("absent", 0, SSH, "exit 0", "over ssh, while you are not logged in at the Mac's screen"),
+    "over ssh, at the screen as well": ("absent", 0, SSH, "echo /dev/console", "a reason that cannot be told"),
+    "sandboxed": ("absent", 0, "", "exit 0", "a reason that cannot be told; a sandbox is one"),
+}
+
+
+@pytest.mark.parametrize(("mps", "virtual", "ssh", "find", "words"), ABSENT.values(), ids=ABSENT)
+def test_an_environment_without_mps_is_made_all_the_same_and_says_why(
+    tmp_path: Path, mps: str, virtual: int, ssh: str, find: str, words: str
+) -> None:
+    mac = MacWorld(tmp_path, TORCH, mps)
+    mac.sysctl(virtual=virtual)
+    mac.program("find", find)
+    done = mac.run(SSH_CONNECTION=ssh)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f'. "{mac.place}/bin/activate"\n'
+    head, why = done.stderr.splitlines()[-2:]
+    assert head == "The GPU is not used here:"
+    assert words in why and why.count(".") >= 2, "the reason, and what to do"
+    if mps == "allocates nothing":
+        assert (
+            "is_available() = True" in done.stderr and "MPS does not compute: MPS backend out of memory" in done.stderr
+        )
+    assert not (mac.place / "labrig-unfinished").exists()
+
+
+def test_a_torch_of_another_version_is_refused_on_a_mac_too(tmp_path: Path) -> None:
+    mac = MacWorld(tmp_path, TORCH)
+    mac.torch = "0.1"
+    wheel = mac.wheel("computes")
+    content = next(iter(wheel.values()))
+    target = samples.target(torch=TORCH, variant="mps", index=None, platforms=[MAC_PLATFORM])
+    shutil.rmtree(mac.wheels)
+    mac.render(target, {"torch-0.1-py3-none-any.whl": content}, ALPHA, platform=MAC_PLATFORM)
+    done = mac.run()
+    assert done.returncode == 6
+    assert f"expected torch {TORCH} for CUDA None, found 0.1" in done.stderr
+    assert mac.is_clean()
+
+
+def test_an_intel_python_is_passed_over_and_named_if_there_is_no_other(tmp_path: Path) -> None:
+    mac = MacWorld(tmp_path, TORCH, python=NOWHERE)
+    mac.without_python()
+    mac.program("python3", quick_venv("x86_64"))
+    for named in ("", str(mac.programs / "python3")):
+        done = mac.run(PYTHON=named)
+        assert done.returncode == 3
+        why, fix = done.stderr.splitlines()
+        assert why.startswith("Made for Intel") and why.endswith("python3")
+        assert f"Install a Python {NOWHERE} for Apple silicon" in fix
+        assert mac.is_clean()
+    mac.program("python", quick_venv("arm64"))
+    assert mac.run().returncode == 0
+
+
+def test_on_a_mac_uv_is_asked_for_a_native_python_by_name(tmp_path: Path) -> None:
+    mac = MacWorld(tmp_path, TORCH, python=NOWHERE)
+    mac.without_python()
+    mac.program("python3", quick_venv("x86_64"))
+    asked = mac.uv(brings=quick_venv("x86_64"))
+    done = mac.run()
+    assert done.returncode == 3 and "uv has no working Python" in done.stderr
+    mac.uv(there=True, brings=quick_venv("arm64"))
+    assert mac.run().returncode == 0
+    requests = {line.split()[-1] for line in asked.read_text().splitlines()}
+    assert requests == {f"cpython-{NOWHERE}-macos-aarch64-none"}
+
+
+def test_only_scripts_for_a_mac_speak_of_one() -> None:
+    for target in samples.SHIPPED.targets.values():
+        text = (TEMPLATES.parent / "images" / target.name / "setup.sh").read_text()
+        for word in ("sw_vers", "Rosetta", "hv_vmm_present", "arm64 "):
+            assert (word in text) == (MAC_PLATFORM in target.platforms), (target.name, word)
 
 
 @pytest.mark.parametrize("script", ["exit 127", 'case "$2" in *version_info*) exit 1 ;; esac'])
