@@ -140,7 +140,7 @@ def inputs(target: Target, platform: str) -> str:
         'version = "0"\n'
         f'requires-python = "=={target.python}.*"\n'
         f"dependencies = [\n{lines}]\n"
-        f"# for {uv_platform(target, platform)}{f' {target.macos}' if target.macos else ''}\n"
+        f"# for {uv_platform(target, platform)}{f' {macos}' if (macos := oldest_macos(target)) else ''}\n"
     )
 
 
@@ -224,6 +224,12 @@ def uv_platform(target: Target, platform: str) -> str:
     known = (release and release.glibc.get(platform)) or GLIBC
     glibc = max(known, GLIBC, key=compat.numbers)
     return f"{platform.removeprefix('linux_')}-manylinux_{glibc.replace('.', '_')}"
+
+
+def oldest_macos(target: Target) -> str | None:
+    """The macOS that every wheel has to install on; the row's own is higher where MPS needs a newer one than torch."""
+    floor = compat.macos_floor(target.torch, target.python) if target.macos else None
+    return floor.install if floor else None
 
 
 def _short(file: Path) -> str:

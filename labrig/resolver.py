@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from labrig.download import size_asker
 from labrig.errors import LockError
 from labrig.indexes import CONNECT_TIMEOUT, Sources, redact
-from labrig.lock import Lock, Wheel, inputs, inputs_digest, quoted, uv_platform
+from labrig.lock import Lock, Wheel, inputs, inputs_digest, oldest_macos, quoted, uv_platform
 from labrig.spec import Target
 
 RESOLVE_TIMEOUT = 600  # seconds
@@ -75,8 +75,8 @@ def _run_uv(target: Target, platform: str, project: Path, out: Path, sources: So
         "--index-strategy", "unsafe-best-match", *more,
     ]  # fmt: skip
     environment = {**PATIENCE, **os.environ, **sources.uv_environment()}
-    if target.macos:
-        environment["MACOSX_DEPLOYMENT_TARGET"] = target.macos
+    if macos := oldest_macos(target):
+        environment["MACOSX_DEPLOYMENT_TARGET"] = macos
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=RESOLVE_TIMEOUT, cwd=project.parent

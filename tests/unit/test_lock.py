@@ -28,7 +28,7 @@ from labrig.lock import Lock, Wheel
 from labrig.spec import Target
 
 IMAGES = Path(__file__).parents[2] / "images"
-LINUX = "linux_x86_64"
+LINUX, MAC = "linux_x86_64", "macos_arm64"
 CUDA = compat.default_variant(TORCH, LINUX)
 PLAIN = {"variant": CUDA, "index": None}  # a row whose torch is the default index's
 
@@ -441,6 +441,28 @@ def test_a_mac_is_locked_from_anywhere(tmp_path: Path) -> None:
     assert versions(solved) == {"alpha": "1.0", "beta": "1.5", "torch": TORCH}
 
 
+def test_a_mac_that_installs_torch_installs_all_even_where_mps_needs_a_newer_macos(tmp_path: Path) -> None:
+    torch, python, floor = next(
+        (torch, python, floor)
+        for torch in reversed(compat.releases())
+        for python in compat.pythons(torch, MAC)
+        if (floor := compat.macos_floor(torch, python)) and not compat.at_least(floor.install, floor.mps)
+    )
+    target = samples.target(torch=torch, variant="mps", index=None, platforms=[MAC], python=python)
+    assert target.macos == floor.mps
+    install, newer = (version.replace(".", "_") for version in (floor.install, floor.mps))
+    sources = folder(
+        tmp_path,
+        samples.wheel("alpha", "1.0", f"py3-none-macosx_{install}_arm64"),
+        samples.wheel("alpha", "2.0", f"py3-none-macosx_{newer}_arm64"),
+        BETA,
+        samples.torch_wheel(torch, python, f"macosx_{install}_arm64"),
+    )
+    solved = resolver.solve(target, MAC, sources)
+    assert versions(solved)["alpha"] == "1.0"
+    assert not uninstallable(solved, target, MAC)
+
+
 def test_linux_wheels_stay_below_the_lowest_glibc(tmp_path: Path) -> None:
     target = samples.target(**PLAIN, platforms=[LINUX])
     assert target.glibc
@@ -462,20 +484,30 @@ COMMITTED = sorted(IMAGES.glob("*/*.lock"))
 
 
 def installable(target: Target, platform: str) -> set[tags.Tag]:
-    """What pip would take on the oldest machine that the target names."""
+    """What pip takes on the oldest machine of that platform that torch itself installs on."""
     version = tuple(int(part) for part in target.python.split("."))
-    if platform == "macos_arm64":
-        assert target.macos
-        major, minor = compat.numbers(target.macos)
+    release, mac = compat.release(target.torch), compat.macos_floor(target.torch, target.python)
+    if platform == MAC:
+        assert mac
+        major, minor = compat.numbers(mac.install)
         places = list(tags.mac_platforms((major, minor), "arm64"))
     else:
+        assert release
+        glibc = release.glibc[platform]
+        assert glibc, f"labrig/data knows the glibc of a target that is locked for {platform}"
         machine = platform.removeprefix("linux_")
-        places = [f"manylinux_2_{minor}_{machine}" for minor in range(28, 4, -1)]
+        places = [f"manylinux_2_{minor}_{machine}" for minor in range(compat.numbers(glibc)[1], 4, -1)]
         places += [f"{old}_{machine}" for old in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
     return {
         *tags.cpython_tags(version, platforms=places),
         *tags.compatible_tags(version, f"cp{version[0]}{version[1]}", places),
     }
+
+
+def uninstallable(one: Lock, target: Target, platform: str) -> list[str]:
+    """Wheels of a lock that the oldest machine would refuse."""
+    possible = installable(target, platform)
+    return [wheel.file for wheel in one.wheels if not parse_wheel_filename(wheel.file)[3] & possible]
 
 
 def test_every_lockable_platform_is_locked() -> None:
@@ -494,12 +526,44 @@ def test_a_committed_lock_is_current_installable_and_holds_no_address(file: Path
     target = samples.SHIPPED.targets[file.parent.name]
     one = lock.load(target, file.stem, IMAGES)
     assert lock.serialize(one) == file.read_text()
-    possible = installable(target, file.stem)
-    for wheel in one.wheels:
-        assert parse_wheel_filename(wheel.file)[3] & possible, wheel.file
+    assert uninstallable(one, target, file.stem) == []
     resolver._check_builds(target, one)
     for package in target.packages:
         assert one.wheel(package), package
     assert "://" not in file.read_text()
     assert not re.search(r"[/\\]", file.read_text().replace(lock.HEADER.format(target=target.name), ""))
     assert one.size > sum(w.size for w in one.wheels if w.name != "torch")
+
+
+def stranger(target: Target, platform: str, *, newer: int = 0, machine: str = "", python: str = "") -> str:
+    """The file of a wheel for the oldest machine of a lock, or for one that is a little different."""
+    cpython = f"cp{(python or target.python).replace('.', '')}"
+    floor = lock.oldest_macos(target)
+    if platform == MAC:
+        assert floor
+        return f"alpha-1.0-{cpython}-{cpython}-macosx_{compat.numbers(floor)[0] + newer}_0_{machine or 'arm64'}.whl"
+    release = compat.release(target.torch)
+    assert release
+    glibc = compat.numbers(release.glibc[platform] or "")[1] + newer
+    place = f"manylinux_2_{glibc}_{machine or platform.removeprefix('linux_')}"
+    return f"alpha-1.0-{cpython}-{cpython}-{place}.whl"
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_wheel_that_the_oldest_machine_would_refuse_does_not_pass(file: Path) -> None:
+    """The check above can fail: a system one version newer, another machine, another Python."""
+    target = samples.SHIPPED.targets[file.parent.name]
+    one = lock.load(target, file.stem, IMAGES)
+
+    def refused(name: str) -> list[str]:
+        entry = dataclasses.replace(one.wheels[0], file=name)
+        return uninstallable(dataclasses.replace(one, wheels=(entry,)), target, file.stem)
+
+    assert refused(stranger(target, file.stem)) == []
+    others = [
+        stranger(target, file.stem, newer=1),
+        stranger(target, file.stem, machine="riscv64" if file.stem != MAC else "x86_64"),
+        stranger(target, file.stem, python="3.9"),
+    ]
+    for name in others:
+        assert refused(name) == [name]
