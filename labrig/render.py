@@ -1,4 +1,4 @@
-"""Render what is committed under images/<target>/ from the pin table, the locks and templates/."""
+"""Render what is committed, images/<target>/ and a workflow, from the pin table, the locks and templates/."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from labrig.spec import MPS, Table, Target
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+RUNNER = "macos-15"  # a hosted Mac: arm64, and not macos-26, where MPS gave wrong results (actions/runner-images#14380)
 BEGIN, END = "<!-- targets: begin -->", "<!-- targets: end -->"  # in the README, around its table of targets
 
 
@@ -77,9 +78,20 @@ def render_dockerfile(target: Target, locked: Lock, templates: Path, images: Pat
 
 
 def render_all(table: Table, templates: Path) -> dict[Path, str]:
-    """Every rendered file of every target, and the README with its table of targets."""
+    """Every rendered file of every target, the workflow for Macs, and the README with its table of targets."""
     files = {file: text for target in table.targets.values() for file, text in render(table, target, templates).items()}
-    return files | render_readme(table)
+    return files | render_workflow(table, templates) | render_readme(table)
+
+
+def render_workflow(table: Table, templates: Path) -> dict[Path, str]:
+    """The workflow that makes the targets for Macs on hosted ones; nothing where the table has none."""
+    targets = [target for target in table.targets.values() if target.device == MPS]
+    template = _environment(templates).get_template("workflow-native.yml.j2")
+    return {_workflow(table): template.render(targets=targets, runner=RUNNER)} if targets else {}
+
+
+def _workflow(table: Table) -> Path:
+    return table.path.parents[1] / ".github" / "workflows" / "native.yml"
 
 
 def render_readme(table: Table) -> dict[Path, str]:
@@ -151,7 +163,9 @@ def _strays(table: Table, files: dict[Path, str]) -> list[Path]:
     locks = {lock.path(images, t.name, p) for t in table.targets.values() for p in t.platforms}
     locks |= {images / target.name / base.LOCK for target in table.targets.values() if target.base == "registry"}
     kept = set(files) | locks | {table.path}
-    found = (file for file in images.rglob("*") if file.is_file() and file not in kept)
+    found = [file for file in images.rglob("*") if file.is_file() and file not in kept]
+    if (workflow := _workflow(table)) not in kept and workflow.is_file() and _is_generated(workflow):
+        found.append(workflow)
     # Hidden files are the desktop's and the editor's, unless a killed command left one of ours half-written.
     return sorted(file for file in found if not file.name.startswith(".") or _is_generated(file))
 

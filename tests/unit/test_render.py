@@ -33,6 +33,7 @@ def names(files: list[Path]) -> list[str]:
 def table(tmp_path: Path) -> Table:
     """A copy of the table, the locks, the rendered files and the README."""
     shutil.copytree(ROOT / "images", tmp_path / "images")
+    shutil.copytree(ROOT / ".github", tmp_path / ".github")
     shutil.copy(ROOT / "README.md", tmp_path)
     return spec.read(tmp_path / "images" / spec.TABLE)
 
@@ -88,9 +89,13 @@ def test_files_of_a_target_that_is_gone_are_named_and_removed(table: Table) -> N
     table = spec.read(table.path)
     assert "images/mps/macos_arm64.lock belongs to no target" in pending(table).found
     assert "images/mps/setup.sh belongs to no target" in pending(table).found
+    assert "workflows/native.yml belongs to no target" in pending(table).found
     removed = render.remove_strays(table, rendered(table))
-    assert names(removed) == ["mps/macos_arm64.lock", "mps/requirements-macos_arm64.txt", "mps/setup.sh"]
+    assert names(removed) == [
+        "workflows/native.yml", "mps/macos_arm64.lock", "mps/requirements-macos_arm64.txt", "mps/setup.sh"
+    ]  # fmt: skip
     assert not (table.path.parent / "mps").exists()
+    assert not (table.path.parents[1] / ".github" / "workflows").exists()
     render.write(rendered(table))  # the README's table has a line less
     render.check(table, rendered(table))
 
@@ -102,6 +107,21 @@ def test_a_persons_file_is_named_and_left(table: Table) -> None:
     assert "move that out" in pending(table).fix
     assert render.remove_strays(table, rendered(table)) == []
     assert note.read_text() == "mine"
+
+
+def test_a_workflow_that_somebody_wrote_is_theirs(table: Table) -> None:
+    theirs = table.path.parents[1] / ".github" / "workflows" / "tests.yml"
+    theirs.write_text("name: ours\n")
+    render.check(table, rendered(table))
+    native = theirs.with_name("native.yml")
+    native.write_text("name: mine\n")
+    assert "workflows/native.yml differs" in pending(table).found
+    text = table.path.read_text()
+    table.path.write_text(text[: text.index("[targets.mps]")])
+    without = spec.read(table.path)
+    assert "native.yml" not in pending(without).found
+    render.remove_strays(without, rendered(without))
+    assert native.read_text() == "name: mine\n" and theirs.exists()
 
 
 def test_the_desktops_files_are_nobodys_and_our_leftovers_are_ours(table: Table) -> None:
@@ -132,7 +152,8 @@ def test_a_name_that_a_template_does_not_get_is_an_error(table: Table, tmp_path:
     for template in TEMPLATES.iterdir():
         folder = tmp_path / template.name
         shutil.copytree(TEMPLATES, folder)
-        (folder / template.name).write_text(template.read_text() + "{{ target.tocrh }}")
+        given = "runner" if template.name.startswith("workflow") else "target"
+        (folder / template.name).write_text(template.read_text() + f"{{{{ {given}.tocrh }}}}")
         with pytest.raises(UndefinedError, match="tocrh"):
             render.render_all(table, folder)
 
