@@ -32,6 +32,7 @@ import platform
 import random
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -128,6 +129,17 @@ def pick_device(name: str) -> str:
         raise LabStop(3, f"device {name} is absent: torch {torch.__version__} sees {', '.join(found)} here; "
                          f"use --device auto, or an environment whose torch is built for {name}")  # fmt: skip
     return name
+
+
+def try_device(device: Any) -> None:
+    """A device may be seen and yet compute nothing, as MPS in a virtual machine (actions/runner-images#9918)."""
+    import torch
+
+    try:
+        torch.ones(2, device=device).sum().item()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LabStop(3, f"device {device} is there but does not compute: {reason}; use --device cpu") from error
 
 
 def peak_rss_mib() -> float:
@@ -260,6 +272,7 @@ class Lab:
         self._import_s = time.perf_counter() - began
         torch.set_num_threads(self._threads)
         self.device = torch.device(pick_device(self._args.device))
+        try_device(self.device)
         random.seed(self.seed)
         np.random.seed(self.seed)  # scikit-learn draws from this one
         torch.manual_seed(self.seed)
@@ -647,6 +660,11 @@ def _os_name() -> str:
 
 
 def _cpu_name() -> str:
+    if sys.platform == "darwin":  # Python's own answer there is "arm"
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]  # "Apple M2", the name of the GPU as well
+        with contextlib.suppress(OSError):
+            if chip := subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip():
+                return chip
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
