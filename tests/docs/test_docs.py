@@ -80,3 +80,19 @@ def test_exit_codes_in_the_docs_are_those_of_the_errors() -> None:
     text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     table = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
     assert table == codes | {0, 1}
+
+
+def test_the_page_on_macs_states_what_the_rows_need() -> None:
+    from labrig import compat, spec
+
+    text = (ROOT / "docs" / "mac.md").read_text(encoding="utf-8")
+    rows = {line.split(" | ")[1]: line for line in text.splitlines() if line.startswith("| macOS ")}
+    wheel, mps = (next(line for by, line in rows.items() if by.startswith(start)) for start in ("the wheel", "MPS"))
+    targets = [target for target in spec.read(ROOT / "images" / spec.TABLE).targets.values() if target.device == "mps"]
+    assert targets
+    for target in targets:
+        floor = compat.macos_floor(target.torch, target.python)
+        assert floor
+        assert f"| macOS {floor.install} |" in wheel and f"| macOS {floor.mps} |" in mps
+        assert f"With only Python {target.python} " in text
+    assert f"torch {compat.intel_mac_last()} was the last with wheels for Intel" in text
