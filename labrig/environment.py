@@ -56,6 +56,10 @@ def plan(root: Path, name: str | None = None, engine: str | None = None) -> Plan
     if reason := module.check(target, host):
         # In one line: this is no accident to look into, only the wrong machine.
         raise HostError(f"{reason}; `invoke doctor` says which targets it can run")
+    if engine != "docker":  # a container brings its own system, a native environment stands on this one
+        finding = doctor.judge(target, host)
+        if finding.verdict == doctor.NO_INSTALL:
+            raise HostError(f"target {target.name} cannot be installed here", found=finding.reason, fix=finding.fix)
     return Plan(table, target, engine, lock.load(target, engine_platform(engine, host), root / "images"), host)
 
 

@@ -158,6 +158,33 @@ def test_a_target_of_another_machine_is_one_line(task: str) -> None:
     assert "this machine is" in done.stderr and "`invoke doctor`" in done.stderr
 
 
+OLD = {
+    # a recorded machine of the right kind, target, what is wrong with it, the fix
+    "macOS": (
+        {"os": "macos", "arch": "arm64", "os_version": "10.15"}, "mps", "macOS 10.15 is older", "update macOS to",
+    ),
+    "Rosetta": (
+        {"os": "macos", "arch": "arm64", "os_version": "99.0", "translated": True}, "mps", "under Rosetta",
+        "a native arm64 Python",
+    ),
+    "glibc": ({"os": "linux", "arch": "x86_64", "libc": "glibc 2.17"}, "cuda", "glibc 2.17 is older", "distribution"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("machine", "target", "reason", "fix"), OLD.values(), ids=OLD)
+def test_a_machine_that_is_too_old_hears_so_before_anything_is_fetched(
+    tmp_path: Path, machine: dict[str, object], target: str, reason: str, fix: str
+) -> None:
+    recorded = tmp_path / "host.json"
+    recorded.write_text(json.dumps(machine))
+    done = run("build", f"--target={target}", "--engine=venv", LABRIG_HOST=str(recorded), LABRIG_CACHE=str(tmp_path))
+    assert (done.returncode, done.stdout) == (3, "")
+    what, found, way_out = done.stderr.splitlines()
+    assert what == f"labrig: target {target} cannot be installed here"
+    assert reason in found and fix in way_out
+    assert [file.name for file in tmp_path.iterdir()] == ["host.json"]
+
+
 @pytest.mark.parametrize(
     ("file", "content", "task", "code", "words"),
     [
