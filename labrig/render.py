@@ -66,6 +66,7 @@ def render_dockerfile(target: Target, locked: Lock, templates: Path, images: Pat
             platform=locked.platform,
             name=image.name(target),
             base=base.default(target, images),
+            epoch=base.EPOCH,
             labels=image.labels(target, locked),
         )
     )
