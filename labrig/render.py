@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import base, image, lock
+from labrig import base, conda, image, lock
 from labrig.errors import LockError, PendingError
 from labrig.files import write_atomically
 from labrig.lock import Lock
@@ -44,6 +44,9 @@ def render(table: Table, target: Target, templates: Path) -> dict[Path, str]:
         index=table.indexes[target.index] if target.index else None,
         index_variable=f"LABRIG_INDEX_{target.index.upper().replace('-', '_')}" if target.index else None,
     )
+    if target.conda:
+        text = render_environment_yml(target, locks[0], templates, target.conda.channel)
+        files[images / target.name / "environment.yml"] = text
     if "docker" in target.engines:
         files[images / target.name / "Dockerfile"] = render_dockerfile(target, locks[0], templates, images)
         ignore = environment.get_template("Dockerfile.dockerignore.j2").render(target=target)
@@ -54,6 +57,12 @@ def render(table: Table, target: Target, templates: Path) -> dict[Path, str]:
 def render_requirements(target: Target, locked: Lock, templates: Path) -> str:
     """A lock in pip's form."""
     return _environment(templates).get_template("requirements.txt.j2").render(target=target, lock=locked)
+
+
+def render_environment_yml(target: Target, locked: Lock, templates: Path, channel: str) -> str:
+    """The pins of a target in conda's form, from a channel or the address of its mirror."""
+    template = _environment(templates).get_template("environment.yml.j2")
+    return template.render(target=target, pins=conda.pins(target, locked), channel=channel)
 
 
 def render_dockerfile(target: Target, locked: Lock, templates: Path, images: Path) -> str:
@@ -145,6 +154,7 @@ def remove_strays(table: Table, files: dict[Path, str]) -> list[Path]:
 def _strays(table: Table, files: dict[Path, str]) -> list[Path]:
     images = table.path.parent
     locks = {lock.path(images, t.name, p) for t in table.targets.values() for p in t.platforms}
+    locks |= {conda.path(images, t.name, p) for t in table.targets.values() if t.conda for p in t.platforms}
     locks |= {images / target.name / base.LOCK for target in table.targets.values() if target.base == "registry"}
     kept = set(files) | locks | {table.path}
     found = (file for file in images.rglob("*") if file.is_file() and file not in kept)
