@@ -23,14 +23,15 @@ ENGINE = "docker, venv or conda; without it the target's first engine that this 
 @task(name="list", help={"json": AS_JSON})
 @cli.door
 def list_targets(c: Context, json: bool = False) -> None:
-    """List the targets with all that is pinned or follows from the pins."""
-    from labrig import catalogue, spec
+    """List the targets with all that is pinned or follows from the pins, and what each engine is known to do."""
+    from labrig import catalogue, spec, support
 
     table = spec.read(IMAGES / spec.TABLE)
     if json:
         cli.print_json(catalogue.entries(table))
     else:
         cli.print_table(catalogue.COLUMNS, catalogue.rows(table), wrapped=catalogue.WRAPPED)
+        cli.print_table(support.COLUMNS, catalogue.support_rows(table), wrapped=support.WRAPPED, title=support.TITLE)
         print(catalogue.NOTE)
 
 

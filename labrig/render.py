@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import base, conda, image, lock
+from labrig import base, conda, image, lock, support
 from labrig.errors import LockError, PendingError
 from labrig.files import write_atomically
 from labrig.lock import Lock
@@ -15,7 +16,7 @@ from labrig.spec import Table, Target
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-BEGIN, END = "<!-- targets: begin -->", "<!-- targets: end -->"  # in the README, around its table of targets
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"  # in the README, around its tables
 
 
 def render(table: Table, target: Target, templates: Path) -> dict[Path, str]:
@@ -88,20 +89,28 @@ def render_all(table: Table, templates: Path) -> dict[Path, str]:
 
 
 def render_readme(table: Table) -> dict[Path, str]:
-    """The README beside images/ with its table of targets made anew; nothing where there is no such README."""
+    """The README beside images/ with its generated tables made anew; nothing where there is no such README."""
     file = table.path.parent.parent / "README.md"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        return {}
-    lines = ["| target | torch | Python | needs | for |", "|---|---|---|---|---|"]
-    lines += [
-        f"| `{target.name}` | {target.torch} ({target.variant}) | {target.python} "
-        f"| {_needs(target)} | {_cell(target.why)} |"
-        for target in table.targets.values()
+    targets = [
+        (f"`{one.name}`", f"{one.torch} ({one.variant})", one.python, _needs(one), one.why)
+        for one in table.targets.values()
     ]
-    return {file: "\n".join([head + begin, *lines, end + tail])}
+    known = [(f"`{line.target}`", line.engine, line.status, line.why) for line in support.lines(table)]
+    new = _replace(text, "targets", ("target", "torch", "Python", "needs", "for"), targets)
+    new = _replace(new, "support", support.COLUMNS, known)
+    return {file: new} if BEGIN.format("targets") in text else {}
+
+
+def _replace(text: str, name: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Text with the Markdown table between the marks of that name made anew; as it is where there are none."""
+    head, begin, rest = text.partition(BEGIN.format(name))
+    _, end, tail = rest.partition(END.format(name))
+    if not begin or not end:
+        return text
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
+    return "\n".join([head + begin, *lines, end + tail])
 
 
 def _cell(text: str) -> str:

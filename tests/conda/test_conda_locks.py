@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -17,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 TARGETS = [target for target in spec.read(ROOT / "images" / spec.TABLE).targets.values() if target.conda]
 
 
-def test_every_target_is_locked_for_every_platform_from_here(small: Checkout) -> None:
+def test_every_target_is_locked_for_every_platform_from_here(
+    small: Checkout, record_property: Callable[[str, object], None]
+) -> None:
     done = small.invoke("lock", "--engine=conda")
     assert done.returncode == 0, done.stderr
     images = small.root / "images"
@@ -42,6 +45,9 @@ def test_every_target_is_locked_for_every_platform_from_here(small: Checkout) ->
     assert (again.returncode, again.stdout) == (0, "")
     assert again.stderr.count(": current") == len(files)
     assert small.invoke("render", "--check").returncode == 0, "an exact lock belongs to its target"
+    for target in TARGETS:
+        if target.device != "cpu":  # of cpu an environment is made as well: test_conda_environment.py
+            record_property("proves", f"{target.name} conda checked")
 
 
 def test_a_lock_is_made_anew_when_pins_change_and_for_newer_packages_when_asked(small: Checkout) -> None:
