@@ -17,20 +17,21 @@ TARGET = "a target of images/targets.toml; without it the one that fits this hos
 AS_JSON = "print a JSON document"
 INDEX = "NAME=URL or NAME=none: override an index of images/targets.toml (repeatable)"
 OFFLINE = "open no network connection"
-ENGINE = "docker or venv; without it the target's first engine that this host can use"
+ENGINE = "docker, venv or conda; without it the target's first engine that this host can use"
 
 
 @task(name="list", help={"json": AS_JSON})
 @cli.door
 def list_targets(c: Context, json: bool = False) -> None:
-    """List the targets with all that is pinned or follows from the pins."""
-    from labrig import catalogue, spec
+    """List the targets with all that is pinned or follows from the pins, and what each engine is known to do."""
+    from labrig import catalogue, spec, support
 
     table = spec.read(IMAGES / spec.TABLE)
     if json:
         cli.print_json(catalogue.entries(table))
     else:
         cli.print_table(catalogue.COLUMNS, catalogue.rows(table), wrapped=catalogue.WRAPPED)
+        cli.print_table(support.COLUMNS, catalogue.support_rows(table), wrapped=support.WRAPPED, title=support.TITLE)
         print(catalogue.NOTE)
 
 
@@ -54,6 +55,7 @@ def doctor(c: Context, json: bool = False) -> None:
         "target": "one target; without it all",
         "platform": "one platform of the target; without it all that can be locked here",
         "upgrade": "take the newest versions; without it the locked ones are kept where they fit",
+        "engine": "conda: exact locks of conda environments instead, solved by micromamba or mamba",
         "base": 'ask the registry for the digest of the base instead, for rows with base = "registry"',
         "index": INDEX,
     },
@@ -65,16 +67,16 @@ def lock(
     target: str = "",
     platform: str = "",
     upgrade: bool = False,
+    engine: str = "",
     base: bool = False,
     index: list[str] | None = None,
 ) -> None:
     """Resolve the targets, every wheel by its digest, and render what follows."""
     from labrig import relock
 
-    if base:
-        changed = relock.lock_bases(ROOT, target or None)
-    else:
-        changed = relock.relock(ROOT, target or None, platform or None, upgrade=upgrade, overrides=index or ())
+    changed = relock.lock_all(
+        ROOT, target or None, platform or None, engine=engine or None, base=base, upgrade=upgrade, overrides=index or ()
+    )
     for file in changed:
         print(file.relative_to(ROOT))
 
@@ -121,7 +123,7 @@ def fetch(
 @task(
     help={
         "target": TARGET,
-        "engine": "docker or venv; without it the first that the target names",
+        "engine": "docker, venv or conda; without it the first that the target names",
         "index": INDEX,
         "offline": OFFLINE,
         "json": AS_JSON,

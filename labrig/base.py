@@ -41,8 +41,17 @@ PACKAGES = "ca-certificates,python3,python3-venv,usr-is-merged"  # the last one 
 EXCLUDED = ("man", "info", "lintian", "locale", "doc")
 # Nothing in a lab changes its user: no program may run as another one than who starts it.
 STRIP = 'chroot "$1" find / -xdev -perm /6000 -type f -exec chmod a-s {} +'
-# What Debian's own tool leaves of its having run: one of six bases differed in it, and in nothing else.
-FORGET = 'rm -rf "$1"/usr/share/python3/debpython/__pycache__'
+# What Debian's own tool leaves of its having run: one of six bases differed in it, and in nothing else. Backups and
+# logs of accounts: to remove them in a later layer would write the time of the removal there.
+FORGET = (
+    'rm -rf "$1"/usr/share/python3/debpython/__pycache__ "$1"/var/log/lastlog "$1"/var/log/faillog; '
+    'for name in passwd shadow group gshadow subuid subgid; do rm -f "$1/etc/$name-"; done'
+)
+# mmdebstrap copies the first two from this machine, whose base would then be another one. An engine mounts its own over
+# all three; one that is not there it makes and removes at each step of a build, and /etc has the time of that.
+MOUNTED = (
+    'for name in hostname resolv.conf hosts; do rm -f "$1/etc/$name"; install -m 644 /dev/null "$1/etc/$name"; done'
+)
 INSTALL = "apt install mmdebstrap (Debian, Ubuntu)"
 
 
@@ -211,6 +220,7 @@ def _bootstrap(suite: Suite, platform: str) -> dict[str, str]:
         "--hook-dir=/usr/share/mmdebstrap/hooks/maybe-merged-usr",
         f"--customize-hook={STRIP}",
         f"--customize-hook={FORGET}",
+        f"--customize-hook={MOUNTED}",
     ]
     variables = {"SOURCE_DATE_EPOCH": EPOCH, **os.environ}
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from labrig import lock
+from labrig import engines, lock, support
 from labrig.spec import Table
 
 COLUMNS = ("target", "torch", "Python", "engines", "needs", "locked for")
@@ -29,6 +29,10 @@ def entries(table: Table) -> list[dict[str, Any]]:
             "min_driver": target.min_driver,
             "capabilities": list(target.capabilities),
             "locked": list(lock.locked_platforms(target, images)),
+            "support": {
+                one.engine: {"status": one.status, "why": one.why}
+                for one in (support.line(target, engine) for engine in engines.MODULES)
+            },
         }
         for target in table.targets.values()
     ]
@@ -49,6 +53,11 @@ def rows(table: Table) -> list[tuple[str, ...]]:
         )
         for target, entry in zip(table.targets.values(), entries(table), strict=True)
     ]
+
+
+def support_rows(table: Table) -> list[tuple[str, ...]]:
+    """What each target and engine is known to do, a line each."""
+    return [(line.target, line.engine, line.status, line.why) for line in support.lines(table)]
 
 
 def _needs(entry: Mapping[str, Any]) -> str:

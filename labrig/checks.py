@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from packaging.utils import canonicalize_version
 
-from labrig import compat, doctor, image
+from labrig import compat, conda, doctor, image
+from labrig.conda import CondaLock, Pin
 from labrig.lock import Lock
 from labrig.spec import Target
 
@@ -38,6 +40,7 @@ class Expectation:
     engine: str
     require_device: bool
     labs: Mapping[str, str] = field(default_factory=dict)  # a checkout's labs, file -> SHA-256; for images
+    exact: CondaLock | None = None  # for conda, where one is committed
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,12 @@ def _fact(facts: Facts, *keys: str) -> Any:
     value: Any = facts
     for key in keys:
         if isinstance(value, Mapping) and "error" in value and key not in value:
-            raise _Unread(f"the probe failed to read {keys[0]}: {value['error']}")
+            raise _Unread(f"{keys[0]} could not be read: {value['error']}")
         if not isinstance(value, Mapping) or key not in value:
             raise _Unread(f"the probe said nothing of {'.'.join(keys)}")
         value = value[key]
     if isinstance(value, Mapping) and set(value) == {"error"}:
-        raise _Unread(f"the probe failed to read {keys[0]}: {value['error']}")
+        raise _Unread(f"{keys[0]} could not be read: {value['error']}")
     return value
 
 
@@ -104,7 +107,9 @@ def _same(expected: object, found: object, reason: str) -> Outcome:
 
 
 def check_python(e: Expectation, facts: Facts) -> Outcome:
-    """The interpreter's minor version is the row's."""
+    """The interpreter's minor version is the row's; conda pins it to the patch release."""
+    if e.engine == "conda" and e.target.conda:
+        return _same(e.target.conda.python, _fact(facts, "python", "version"), "another Python runs here")
     return _same(e.target.python, _fact(facts, "python", "minor"), "another Python runs here")
 
 
@@ -112,13 +117,17 @@ def check_torch(e: Expectation, facts: Facts) -> Outcome:
     """``torch.__version__`` is the pin, and its local part, if any, is the row's variant."""
     found = str(_fact(facts, "torch", "version"))
     version, _, local = found.partition("+")
-    expected = e.target.torch if e.target.device == "mps" else f"{e.target.torch}+{e.target.variant}"
-    good = version == e.target.torch and local in ("", e.target.variant)
+    # conda-forge's torch has no local part; its build, among the packages, says what it is made for.
+    plain = e.target.device == "mps" or e.engine == "conda"
+    expected = e.target.torch if plain else f"{e.target.torch}+{e.target.variant}"
+    good = version == e.target.torch and local in ("", *([] if e.engine == "conda" else [e.target.variant]))
     return Outcome(PASSED if good else FAILED, expected, found, "" if good else "another torch is imported here")
 
 
 def check_packages(e: Expectation, facts: Facts) -> Outcome:
-    """Every locked package stands at its locked version."""
+    """Every locked package stands at its locked version; on conda every pinned one, and its build."""
+    if e.engine == "conda":
+        return _pins(e, facts)
     found = _fact(facts, "packages")
     wrong = [
         f"{wheel.name} {found.get(wheel.name, 'missing')}, locked {wheel.version}"
@@ -131,8 +140,42 @@ def check_packages(e: Expectation, facts: Facts) -> Outcome:
     return Outcome(PASSED, expected, f"{len(e.lock.wheels)} as locked")
 
 
+def _pins(e: Expectation, facts: Facts) -> Outcome:
+    """What the conda program lists against the pins, and against the exact lock where there is one."""
+    listed = {one["name"]: Pin(one["name"], one["version"], one["build"]) for one in _fact(facts, "listed")}
+    pins = conda.pins(e.target, e.lock)
+    wanted = {pin.name: pin for pin in pins}
+    wanted |= {one.name: Pin(one.name, one.version, one.build) for one in (e.exact.packages if e.exact else ())}
+    wrong = [
+        f"{name} {_words(listed.get(name))}, pinned {_words(pin)}"
+        for name, pin in wanted.items()
+        if name not in listed
+        or listed[name].version != pin.version
+        or not fnmatchcase(listed[name].build, pin.build or "*")
+    ]
+    expected = f"{len(wanted)} packages as {'locked' if e.exact else 'pinned'}"
+    if wrong:
+        return Outcome(
+            FAILED, expected, "; ".join(wrong[:5]), f"{len(wrong)} differ from the {expected.split()[-1][:-2]}"
+        )
+    torch = _words(listed[conda.NAMES["torch"]])
+    return Outcome(PASSED, expected, f"{len(wanted)} of {len(listed)}, {conda.NAMES['torch']} {torch}")
+
+
+def _words(pin: Pin | None) -> str:
+    return " ".join(filter(None, (pin.version, pin.build))) if pin else "missing"
+
+
 def check_extra(e: Expectation, facts: Facts) -> Outcome:
-    """Nothing is installed that the lock does not name, but for the declared bootstrap set."""
+    """Nothing is installed that the lock does not name, but for the declared bootstrap set; on conda, by hand."""
+    if e.engine == "conda":
+        extra = list(_fact(facts, "files", "unowned"))
+        if e.exact:
+            extra += sorted({one["name"] for one in _fact(facts, "listed")} - {one.name for one in e.exact.packages})
+        expected = "nothing beyond the lock" if e.exact else "nothing that conda did not install"
+        if extra:
+            return Outcome(FAILED, expected, ", ".join(extra[:5]), "installed by hand (pip), or by another lock")
+        return Outcome(PASSED, expected, "nothing")
     extra = sorted(set(_fact(facts, "packages")) - {wheel.name for wheel in e.lock.wheels} - BOOTSTRAP)
     expected = f"nothing beyond the lock and {', '.join(sorted(BOOTSTRAP))}"
     if extra:
@@ -141,12 +184,28 @@ def check_extra(e: Expectation, facts: Facts) -> Outcome:
 
 
 def check_files(e: Expectation, facts: Facts) -> Outcome:
-    """Every installed file is there and is what its package's RECORD states."""
+    """Every installed file is there and is what its package's RECORD, or conda's, states."""
     wrong = list(_fact(facts, "files", "wrong"))
     count = _fact(facts, "files", "count")
     if wrong or not count:
         return Outcome(FAILED, "every recorded file", "; ".join(wrong[:5]) or "no files", f"{len(wrong)} files differ")
     return Outcome(PASSED, "every recorded file", f"{count} files")
+
+
+def check_channel(e: Expectation, facts: Facts) -> Outcome:
+    """Every package is of the row's channel: Anaconda's own have terms of use, and builds of two do not mix."""
+    name = e.target.conda.channel if e.target.conda else ""
+    allowed = {name, conda.channel(e.target).rsplit("/", 1)[-1]}
+    channels = {one["name"]: one["channel"].rstrip("/") for one in _fact(facts, "listed")}
+    subdirs = ("noarch", *compat.SUBDIRS.values())
+    strays = []
+    for package, channel in channels.items():
+        parts = [part for part in channel.split("/") if part not in subdirs]
+        if not parts or parts[-1] not in allowed:
+            strays.append(f"{package} from {channel or 'nowhere'}")
+    if strays or not channels:
+        return Outcome(FAILED, name, "; ".join(strays[:5]) or "no packages", f"{len(strays)} are of other channels")
+    return Outcome(PASSED, name, f"all {len(channels)} packages")
 
 
 def check_cuda(e: Expectation, facts: Facts) -> Outcome:
@@ -157,14 +216,15 @@ def check_cuda(e: Expectation, facts: Facts) -> Outcome:
 
 def check_archs(e: Expectation, facts: Facts) -> Outcome:
     """The GPU architectures compiled into torch are the row's; readable without a GPU."""
-    if not e.target.archs.get(e.lock.platform):
+    archs = e.target.conda.archs if e.engine == "conda" and e.target.conda else e.target.archs
+    if not archs.get(e.lock.platform):
         if e.target.device == "cuda":
             return Outcome(
                 SKIPPED, "unconfirmed", "", f"labrig/data does not know the architectures for {e.lock.platform}"
             )
         expected: list[str] = []
     else:
-        expected = sorted(capability.replace(".", "") for capability in e.target.archs[e.lock.platform])
+        expected = sorted(capability.replace(".", "") for capability in archs[e.lock.platform])
     found = sorted(_fact(facts, "torch", "archs"))
     return _same(" ".join(expected) or "none", " ".join(found) or "none", "this torch has code for other GPUs")
 
@@ -382,9 +442,10 @@ DOCKER = ("docker",)
 CHECKS = (
     Check("python", "the interpreter's minor version is the row's", check_python),
     Check("torch", "torch is the pinned version and build", check_torch),
-    Check("packages", "every locked package stands at its version", check_packages, ("docker", "venv")),
-    Check("extra", "nothing is installed beyond the lock", check_extra, ("docker", "venv")),
-    Check("files", "every installed file is whole", check_files, ("docker", "venv")),
+    Check("packages", "every locked package stands at its version", check_packages),
+    Check("extra", "nothing is installed beyond the lock", check_extra),
+    Check("files", "every installed file is whole", check_files),
+    Check("channel", "every package is of the row's channel", check_channel, ("conda",)),
     Check("cuda", "torch was compiled for the row's CUDA", check_cuda),
     Check("archs", "torch has code for the row's GPUs", check_archs, platforms=LINUX),
     Check("device", "the device computes", check_device),

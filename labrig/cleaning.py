@@ -8,9 +8,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from labrig import base, daemon, home, image, lock, spec
-from labrig.engines import venv
-from labrig.errors import BuildError, HostError
+from labrig import base, daemon, home, image, lock, native, spec
+from labrig.conda import versions
+from labrig.engines import conda, venv
+from labrig.errors import BuildError, HostError, LockError
+from labrig.spec import Table
 
 
 def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_run: bool = False) -> list[Path | str]:
@@ -28,7 +30,7 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
     """
     table = spec.read(root / "images" / spec.TABLE)
     places = [place for folder in _entries(home.environments()) for place in _entries(folder)]
-    guards = [place for place in places if place.suffix == venv.GUARD]
+    guards = [place for place in places if place.suffix == native.GUARD]
     guards += [*home.contexts().glob(".*.building"), *home.bases().glob(".*.lock")]
     busy = [place for place in guards if _is_locked(place)]
     if busy and (everything or name):
@@ -47,11 +49,11 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
         places = [*shared, *(place for place in ours if place.is_dir())]
     elif name:
         table.pick(name)
-        places = [place for place in places if place.parent.name == name and place.suffix != venv.GUARD] + shared
+        places = [place for place in places if place.parent.name == name and place.suffix != native.GUARD] + shared
     else:
-        kept = {venv.folder(locked) for locked in locks}
+        kept = {venv.folder(locked) for locked in locks} | _conda_folders(table, root)
         kept.update(place.with_suffix("") for place in busy)
-        places = [place for place in places if place not in kept and place.suffix != venv.GUARD]
+        places = [place for place in places if place not in kept and place.suffix != native.GUARD]
         places += [file for file in _entries(home.wheels() / "partial") if not _is_locked(file)]
         places += [place for place in home.contexts().glob("[!.]*") if place.name not in table.targets]
         places += base.former()[0]
@@ -66,6 +68,18 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
     if places or not images:
         print(f"{said} {freed / 1e6:.0f} MB" if places else "nothing to remove", file=sys.stderr)
     return [*places, *images]
+
+
+def _conda_folders(table: Table, root: Path) -> set[Path]:
+    """Conda environments of the present pins or exact locks; all of a target where a lock is stale and names none."""
+    kept = set()
+    for target in table.targets.values():
+        for platform in target.platforms if target.conda else ():
+            try:
+                kept.add(conda.folder(target, versions(target, platform, root / "images"), root))
+            except LockError:
+                kept.update((home.environments() / target.name).glob("conda-*"))
+    return kept
 
 
 def _clean_images(kept: set[str], name: str | None, *, everything: bool, dry_run: bool) -> list[str]:

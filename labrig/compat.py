@@ -68,6 +68,17 @@ class MacFloor:
 
 
 @dataclass(frozen=True)
+class CondaBuild:
+    """One build of torch on conda-forge for one platform (conda.tsv); the package there is called pytorch."""
+
+    build: str  # the pattern of its build string, "cpu_*", "cuda130_*"
+    cuda: str | None  # toolkit, "13.0"
+    glibc: str | None  # lowest glibc, which the solver knows as __glibc
+    archs: tuple[str, ...]  # compute capabilities with native code; () without CUDA
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Gpu:
     """One compute capability (gpus.tsv)."""
 
@@ -365,6 +376,35 @@ def _macs() -> Mapping[tuple[str, ...], tuple[str, MacFloor | None]]:
     return {key: (record.tag, record.floor) for key, record in _records("macos", build, lambda record: record.key)}
 
 
+# conda's own names for the platforms (conda's docs call them subdirs).
+SUBDIRS = MappingProxyType({"linux_x86_64": "linux-64", "linux_aarch64": "linux-aarch64", "macos_arm64": "osx-arm64"})
+_OTHER_SUBDIRS = ("win-64", "osx-64")  # in the table, and no platform of a target
+
+
+@cache
+def _conda_builds() -> Mapping[tuple[str, ...], CondaBuild]:
+    @dataclass(frozen=True)
+    class Build:
+        key: tuple[str, ...]
+        build: CondaBuild
+
+    def build(line: _Line) -> Build:
+        subdir = line.one_of("subdir", (*SUBDIRS.values(), *_OTHER_SUBDIRS))
+        kind, cuda = line.one_of("kind", ("cpu", "cuda", "cpu+mps")), line.known_version("cuda")
+        pattern = line.text("build")
+        if not re.fullmatch(r"[a-z0-9_]+\*", pattern):
+            raise line.wrong("build", "the pattern of a build string, such as cpu_*")
+        archs, sources = line.words("archs", _CAPABILITY), line.words("src", _SOURCE)
+        if (kind == "cuda") != (cuda is not None):
+            raise line.wrong("cuda", "a version for kind cuda, - for the others")
+        return Build(
+            (line.version("torch"), cuda or kind, subdir),
+            CondaBuild(pattern, cuda, line.known_version("glibc_min"), archs, sources),
+        )
+
+    return {key: record.build for key, record in _records("conda", build, lambda record: record.key)}
+
+
 # --- questions --------------------------------------------------------------------------------------------------------
 
 
@@ -412,6 +452,18 @@ def companion_pythons(package: str, version: str, platform: str) -> tuple[str, .
 def archs(torch: str, variant: str, platform: str) -> tuple[str, ...] | None:
     """The compute capabilities with native code in a build. None = unconfirmed, or no such CUDA build."""
     return _archs().get((torch, variant, platform))
+
+
+def conda_build(torch: str, variant: str, platform: str) -> CondaBuild | None:
+    """conda-forge's build of torch for a platform, by the variant's name ("cpu", "cu130", "mps"); None = none is known.
+
+    Of a CUDA variant the toolkit must be the same in its first two numbers. MPS is in the build for the CPU.
+    """
+    kind = {"cpu": "cpu", "mps": "cpu+mps"}.get(variant)
+    if kind is None:
+        known = _variants().get((torch, variant))
+        kind = ".".join((known.cuda or "").split(".")[:2]) if known else ""
+    return _conda_builds().get((torch, kind, SUBDIRS.get(platform, "")))
 
 
 def driver_floor(variant: str, toolkit: str | None = None, os: str = "linux") -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import doctor, engines, home, lock, spec
+from labrig import conda, doctor, engines, home, lock, spec
 from labrig.engines import Environment
 from labrig.errors import HostError, UsageError
 from labrig.host import Host, read_host
@@ -56,11 +56,13 @@ def plan(root: Path, name: str | None = None, engine: str | None = None) -> Plan
     if reason := module.check(target, host):
         # In one line: this is no accident to look into, only the wrong machine.
         raise HostError(f"{reason}; `invoke doctor` says which targets it can run")
-    if engine != "docker":  # a container brings its own system, a native environment stands on this one
+    if engine == "venv":  # doctor judges wheels on this system; a container and conda bring what theirs need
         finding = doctor.judge(target, host)
         if finding.verdict == doctor.NO_INSTALL:
             raise HostError(f"target {target.name} cannot be installed here", found=finding.reason, fix=finding.fix)
-    return Plan(table, target, engine, lock.load(target, engine_platform(engine, host), root / "images"), host)
+    platform, images = engine_platform(engine, host), root / "images"
+    locked = conda.versions(target, platform, images) if engine == "conda" else lock.load(target, platform, images)
+    return Plan(table, target, engine, locked, host)
 
 
 def engine_platform(engine: str, host: Host) -> str:
@@ -78,8 +80,8 @@ def engine_platform(engine: str, host: Host) -> str:
 def usable_engine(root: Path, name: str | None = None) -> tuple[str, str]:
     """The first of a target's engines that this host can use, and why each one before it cannot be.
 
-    Docker is usable where its engine answers and the base can be had. Where none is, the first one is given, and
-    whoever goes on with it is told what is wrong.
+    Docker is usable where its engine answers and the base can be had, conda where one of its programs is. Where none
+    is, the first one is given, and whoever goes on with it is told what is wrong.
     """
     table = spec.read(root / "images" / spec.TABLE)
     host = read_host()
@@ -89,6 +91,10 @@ def usable_engine(root: Path, name: str | None = None) -> tuple[str, str]:
         reason = engines.load(engine).check(target, host)
         if not reason and engine == "docker":
             reason = host.docker_error or "no engine" if host.docker is None else _no_image(target, host)
+        if not reason and engine == "conda":
+            from labrig import condatool
+
+            reason = condatool.lacking()
         if not reason:
             return engine, "; ".join(passed_over)
         passed_over.append(f"{engine} cannot be used here: {reason}")

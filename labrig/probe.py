@@ -181,6 +181,10 @@ def read_libraries() -> object:
     site = Path(torch.__file__).parents[1]
     patterns = ("torch/lib/*.so*", "torch/lib/*.dylib", "nvidia/**/lib/*.so*", "*.libs/*.so*")
     waiting = sorted({path for pattern in patterns for path in site.glob(pattern) if path.is_file()})
+    if os.path.isdir(os.path.join(sys.prefix, "conda-meta")):  # there torch's libraries are a package of their own
+        waiting += sorted(
+            path for name in ("libtorch*", "libc10*") for path in Path(sys.prefix, "lib").glob(f"{name}.*")
+        )
     total = len(waiting)
     while True:
         # A library that is found only by a name another one registers loads on a later round.
@@ -193,13 +197,13 @@ def read_libraries() -> object:
         if len(failed) == len(waiting):
             break
         waiting = list(failed)
-    shipped = {os.path.basename(file) for file, _, _, _ in records()}
+    shipped = {os.path.basename(file) for file, _, _, _ in records()} | set(os.listdir(os.path.join(sys.prefix, "lib")))
     broken: dict[str, str] = {}
     plugins: dict[str, str] = {}
     for library, why in failed.items():
         lacks, _, rest = why.partition(":")
         foreign = "cannot open shared object file" in rest and lacks not in shipped
-        (plugins if foreign else broken)[str(library.relative_to(site))] = why
+        (plugins if foreign else broken)[os.path.relpath(library, site)] = why
     return {"loaded": total - len(failed), "broken": broken, "plugins": plugins}
 
 
@@ -222,6 +226,58 @@ def read_files() -> object:
         elif found <= WHOLE and digest(path, kind) != value:
             wrong.append(f"{file} has other content than recorded")
     return {"count": count, "wrong": wrong}
+
+
+def read_conda_files() -> object:
+    """Installed files that are absent or not what conda recorded, and Python packages that no conda package owns.
+
+    conda-meta/*.json holds, per file, its path, SHA-256 (of the file as installed, too, where the prefix was written
+    into it) and size (conda docs, "Package metadata"; conda/schemas: prefix_record).
+    """
+    import glob
+
+    wrong, owned = [], set()
+    count = packages = 0
+    for record in sorted(glob.glob(os.path.join(sys.prefix, "conda-meta", "*.json"))):
+        packages += 1
+        with open(record, encoding="utf-8") as opened:
+            content = json.load(opened)
+        entries = content.get("paths_data", {}).get("paths") or [{"_path": path} for path in content.get("files", [])]
+        for entry in entries:
+            name = entry["_path"]
+            path = os.path.join(sys.prefix, name)
+            owned.add(name)
+            count += 1
+            value = entry.get("sha256_in_prefix") or entry.get("sha256")
+            if not os.path.lexists(path):
+                wrong.append(f"{name} is absent")
+            elif entry.get("path_type") in ("softlink", "directory") or not value or os.path.islink(path):
+                continue
+            elif (found := os.path.getsize(path)) > WHOLE:
+                if found != entry.get("size_in_bytes", found) and not entry.get("prefix_placeholder"):
+                    wrong.append(f"{name} has {found} bytes, recorded {entry['size_in_bytes']}")
+            elif hexdigest(path) != value:
+                wrong.append(f"{name} has other content than recorded")
+    return {"packages": packages, "count": count, "wrong": wrong, "unowned": unowned(owned)}
+
+
+def unowned(owned: set[str]) -> list[str]:
+    """Python packages whose metadata are not among the files that conda installed: pip did, or a hand."""
+    from importlib import metadata
+
+    found = []
+    for distribution in metadata.distributions():
+        place = os.path.relpath(str(distribution.locate_file("")), sys.prefix)
+        folder = os.path.basename(str(getattr(distribution, "_path", "")))
+        if not any(name.startswith(f"{place}/{folder}") for name in owned):
+            found.append(f"{distribution.metadata['Name']} {distribution.version}")
+    return sorted(found)
+
+
+def hexdigest(path: str) -> str:
+    """A file's SHA-256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def records() -> Iterator[tuple[str, str, str, str]]:
@@ -426,6 +482,8 @@ READERS = {
 MAC_READERS = {"mps": read_mps}
 IMAGE_READERS = {"user": read_user, "shm": read_shm, "labs": read_labs}
 ALL_READERS = {**READERS, **MAC_READERS, **IMAGE_READERS, "system": read_system, "confinement": read_confinement}
+if os.path.isdir(os.path.join(sys.prefix, "conda-meta")):
+    ALL_READERS["files"] = read_conda_files
 
 
 def answer(names: list[str]) -> None:

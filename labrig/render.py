@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import base, compat, doctor, image, interpreters, lock
+from labrig import base, compat, conda, doctor, image, interpreters, lock, support
 from labrig.errors import LockError, PendingError
 from labrig.files import write_atomically
 from labrig.lock import Lock
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 RUNNER = "macos-15"  # a hosted Mac: arm64, and not macos-26, where MPS gave wrong results (actions/runner-images#14380)
-BEGIN, END = "<!-- targets: begin -->", "<!-- targets: end -->"  # in the README, around its table of targets
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"  # in the README, around its tables
 
 
 def render(table: Table, target: Target, templates: Path) -> dict[Path, str]:
@@ -50,6 +51,9 @@ def render(table: Table, target: Target, templates: Path) -> dict[Path, str]:
         virtual_issue=doctor.VIRTUAL_ISSUE,
         remote_issue=doctor.REMOTE_ISSUE,
     )
+    if target.conda:
+        text = render_environment_yml(target, locks[0], templates, target.conda.channel)
+        files[images / target.name / "environment.yml"] = text
     if "docker" in target.engines:
         files[images / target.name / "Dockerfile"] = render_dockerfile(target, locks[0], templates, images)
         ignore = environment.get_template("Dockerfile.dockerignore.j2").render(target=target)
@@ -62,6 +66,12 @@ def render_requirements(target: Target, locked: Lock, templates: Path) -> str:
     return _environment(templates).get_template("requirements.txt.j2").render(target=target, lock=locked)
 
 
+def render_environment_yml(target: Target, locked: Lock, templates: Path, channel: str) -> str:
+    """The pins of a target in conda's form, from a channel or the address of its mirror."""
+    template = _environment(templates).get_template("environment.yml.j2")
+    return template.render(target=target, pins=conda.pins(target, locked), channel=channel)
+
+
 def render_dockerfile(target: Target, locked: Lock, templates: Path, images: Path) -> str:
     """The Dockerfile of a target; ``locked`` is its lock for the platform that the Dockerfile takes by default."""
     return (
@@ -72,6 +82,7 @@ def render_dockerfile(target: Target, locked: Lock, templates: Path, images: Pat
             platform=locked.platform,
             name=image.name(target),
             base=base.default(target, images),
+            epoch=base.EPOCH,
             labels=image.labels(target, locked),
         )
     )
@@ -95,20 +106,28 @@ def _workflow(table: Table) -> Path:
 
 
 def render_readme(table: Table) -> dict[Path, str]:
-    """The README beside images/ with its table of targets made anew; nothing where there is no such README."""
+    """The README beside images/ with its generated tables made anew; nothing where there is no such README."""
     file = table.path.parent.parent / "README.md"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        return {}
-    lines = ["| target | torch | Python | needs | for |", "|---|---|---|---|---|"]
-    lines += [
-        f"| `{target.name}` | {target.torch} ({target.variant}) | {target.python} "
-        f"| {_needs(target)} | {_cell(target.why)} |"
-        for target in table.targets.values()
+    targets = [
+        (f"`{one.name}`", f"{one.torch} ({one.variant})", one.python, _needs(one), one.why)
+        for one in table.targets.values()
     ]
-    return {file: "\n".join([head + begin, *lines, end + tail])}
+    known = [(f"`{line.target}`", line.engine, line.status, line.why) for line in support.lines(table)]
+    new = _replace(text, "targets", ("target", "torch", "Python", "needs", "for"), targets)
+    new = _replace(new, "support", support.COLUMNS, known)
+    return {file: new} if BEGIN.format("targets") in text else {}
+
+
+def _replace(text: str, name: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Text with the Markdown table between the marks of that name made anew; as it is where there are none."""
+    head, begin, rest = text.partition(BEGIN.format(name))
+    _, end, tail = rest.partition(END.format(name))
+    if not begin or not end:
+        return text
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
+    return "\n".join([head + begin, *lines, end + tail])
 
 
 def _cell(text: str) -> str:
@@ -161,6 +180,7 @@ def remove_strays(table: Table, files: dict[Path, str]) -> list[Path]:
 def _strays(table: Table, files: dict[Path, str]) -> list[Path]:
     images = table.path.parent
     locks = {lock.path(images, t.name, p) for t in table.targets.values() for p in t.platforms}
+    locks |= {conda.path(images, t.name, p) for t in table.targets.values() if t.conda for p in t.platforms}
     locks |= {images / target.name / base.LOCK for target in table.targets.values() if target.base == "registry"}
     kept = set(files) | locks | {table.path}
     found = [file for file in images.rglob("*") if file.is_file() and file not in kept]

@@ -42,6 +42,18 @@ class Suite:
 
 
 @dataclass(frozen=True)
+class Conda:
+    """What a target is on conda: the channel, the exact Python, and the build of torch there."""
+
+    channel: str  # "conda-forge"
+    address: str  # where the packages of an exact lock are fetched from
+    python: str  # exact, "3.11.15"
+    build: str  # pattern of torch's build string, "cpu_*"
+    cuda: str | None  # for the package cuda-version, "13.0"
+    archs: Mapping[str, tuple[str, ...]]  # platform -> compute capabilities with native code
+
+
+@dataclass(frozen=True)
 class Target:
     """One fully pinned row. Platform names are those of labrig/data: linux_x86_64, linux_aarch64, macos_arm64."""
 
@@ -59,6 +71,7 @@ class Target:
     why: str
     base: str  # where the image under the wheels comes from: "bootstrap" or "registry"
     suite: Suite | None  # the Debian release whose Python is the row's; None: no image can be made
+    conda: Conda | None  # None: the engine conda is not among the row's
     # derived from labrig/data
     cuda: str | None  # "13.0"
     min_driver: str | None  # lowest NVIDIA driver on Linux
@@ -121,11 +134,12 @@ def read(path: Path) -> Table:
 
 def parse(data: Mapping[str, Any], path: Path) -> Table:
     """Validate an already parsed table; see :func:`read`."""
-    top = _Row(path.name, "the top level", data, {"defaults", "indexes", "suites", "targets"})
+    top = _Row(path.name, "the top level", data, {"conda", "defaults", "indexes", "suites", "targets"})
     defaults = _Row(path.name, "[defaults]", top.table("defaults"), {"packages", "engines", "base"})
     indexes_row = _Row(path.name, "[indexes]", top.table("indexes"), None)
     indexes = {name: indexes_row.index_url(name) for name in indexes_row.data}
     suites = [_suite(name, path.name, top) for name in top.table("suites")]
+    conda = _Row(path.name, "[conda]", top.table("conda"), {"channel", "address", "python"})
     rows = top.table("targets")
     if not rows:
         top.fail("targets", "no rows", "at least one [targets.NAME] table")
@@ -138,7 +152,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Table:
                 fix="1 to 40 of a-z, 0-9 and -, as in [targets.cuda-legacy]",
             )
         row = _Row(path.name, f"[targets.{name}]", top.nested("targets", name), _KEYS)
-        targets[name] = _target(name, row, defaults, indexes, suites)
+        targets[name] = _target(name, row, defaults, indexes, suites, conda)
     return Table(path, MappingProxyType(targets), MappingProxyType(indexes))
 
 
@@ -158,7 +172,9 @@ def _suite(name: str, file: str, top: _Row) -> Suite:
     return Suite(name, python, row.matching("image", IMAGE, f'the name of its image, such as "debian:{name}-slim"'))
 
 
-def _target(name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str], suites: Iterable[Suite]) -> Target:
+def _target(
+    name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str], suites: Iterable[Suite], conda: _Row
+) -> Target:
     torch = row.matching("torch", EXACT, 'an exact version in quotes, such as "2.13.0"')
     release = compat.release(torch)
     if release is None:
@@ -204,6 +220,7 @@ def _target(name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str], su
         why=row.text("why"),
         base=base,
         suite=suite,
+        conda=_conda(row, conda, torch, variant, python, platforms) if "conda" in engines else None,
         cuda=".".join(cuda.split(".")[:2]) if cuda else None,
         min_driver=compat.driver_floor(variant, cuda) if cuda else None,
         archs=MappingProxyType({p: a for p in platforms if cuda and (a := compat.archs(torch, variant, p))}),
@@ -233,6 +250,29 @@ def _check_image(name: str, row: _Row, python: str, suite: Suite | None, suites:
             found=_shown(name),
             fix='a name that begins and ends with a letter or a digit; or engines = ["venv"]',
         )
+
+
+def _conda(row: _Row, conda: _Row, torch: str, variant: str, python: str, platforms: Iterable[str]) -> Conda:
+    builds = {platform: compat.conda_build(torch, variant, platform) for platform in platforms}
+    for platform, build in builds.items():
+        if build is None:
+            row.fail("engines", "conda", f"engines without conda: labrig/data/conda.tsv has no build of torch {torch} "
+                     f"{variant} for {platform}")  # fmt: skip
+    known = [build for build in builds.values() if build]
+    if len({(build.build, build.cuda) for build in known}) > 1:
+        row.fail("platforms", ", ".join(platforms), "platforms with one build on conda-forge, or engines without conda")
+    pythons = _Row(conda.file, "[conda.python]", conda.table("python"), None)
+    exact = pythons.matching(python, EXACT, f'for a row with Python {python}, an exact version, such as "{python}.1"')
+    if not exact.startswith(f"{python}."):
+        pythons.fail(python, exact, f"a patch release of Python {python}")
+    return Conda(
+        channel=conda.matching("channel", NAME, 'the name of a channel, "conda-forge"'),
+        address=conda.matching("address", ADDRESS, "an https, http or file address in quotes"),
+        python=exact,
+        build=known[0].build,
+        cuda=known[0].cuda,
+        archs=MappingProxyType({platform: build.archs for platform, build in builds.items() if build}),
+    )
 
 
 def _variants(torch: str) -> tuple[str, ...]:

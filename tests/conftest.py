@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
+import proofs
 import pytest
 
 # The environments under test are ours: what Python compiles there once need not be compiled at each of many starts.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 REQUIRED = "docker" in os.environ.get("LABRIG_REQUIRE", "").split(",")
 NOT_RUN = pytest.StashKey[int]()  # container tests, for want of an engine
+PROOFS = pytest.StashKey[set[str]]()  # what tests that passed have proved of targets and engines
+SUPPORT = pytest.StashKey[list[str]]()  # where the table of support says something else
 LARGE = pytest.StashKey[int]()  # tests of the images for CUDA, unless -m cuda_image asks for them
 
 
@@ -48,11 +52,48 @@ def docker_engine() -> None:
         pytest.fail(f"LABRIG_REQUIRE=docker, and there is no Docker engine: {reason}")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[PROOFS] = set()
+    config.pluginmanager.register(Prover(config))
+
+
+class Prover:
+    """Gathers what passed tests prove, in the controller of pytest-xdist as in a run without it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            self.config.stash[PROOFS] |= {str(value) for name, value in report.user_properties if name == "proves"}
+
+
+def is_whole(config: pytest.Config) -> bool:
+    """Whether all tests were asked for: then, and only then, what is not proved is a difference."""
+    chosen = [Path(place).resolve() for place in config.args]
+    whole = {config.rootpath / place for place in config.getini("testpaths")}
+    return (
+        set(chosen) == whole
+        and not config.option.keyword
+        and not config.option.markexpr
+        and not getattr(config.option, "lf", False)
+    )
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker of pytest-xdist hands its count on: only the controller prints."""
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["not_run"] = session.config.stash.get(NOT_RUN, 0)
-        session.config.workeroutput["large"] = session.config.stash.get(LARGE, 0)
+    """A worker of pytest-xdist hands its count on: only the controller prints, and compares."""
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["not_run"] = config.stash.get(NOT_RUN, 0)
+        config.workeroutput["large"] = config.stash.get(LARGE, 0)
+    elif is_whole(config) and session.exitstatus == pytest.ExitCode.OK:
+        from labrig import spec, support
+
+        table = spec.read(config.rootpath / "images" / spec.TABLE)
+        without = ["docker"] if config.stash.get(NOT_RUN, 0) else []
+        config.stash[SUPPORT] = proofs.differences(support.lines(table), config.stash[PROOFS], without=without)
+        if config.stash[SUPPORT]:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -66,6 +107,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     count = config.stash.get(NOT_RUN, 0)
     if count:
         terminalreporter.write_line(f"{count} container tests NOT RUN: no engine", yellow=True)
+    for difference in config.stash.get(SUPPORT, []):
+        terminalreporter.write_line(f"support table (labrig/support.py): {difference}", red=True)
+    if config.stash.get(SUPPORT, None) == []:
+        terminalreporter.write_line(f"the support table is what this run proved: {len(config.stash[PROOFS])} proofs")
     if large := config.stash.get(LARGE, 0):
         terminalreporter.write_line(
             f"{large} tests of the images for CUDA not selected: pytest -m cuda_image runs them"

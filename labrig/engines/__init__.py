@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from labrig.lock import Lock
     from labrig.spec import Target
 
-MODULES = {"docker": "labrig.engines.docker", "venv": "labrig.engines.venv"}
+MODULES = {name: f"labrig.engines.{name}" for name in ("docker", "venv", "conda")}
 
 PROBE = Path(__file__).parents[1] / "probe.py"
 Purpose = Literal["labs", "shell", "verify"]  # what a session is for: a container is opened no further than it needs

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-from labrig import home, interpreters
+from labrig import home, interpreters, native
 from labrig.engines import PROBE, Environment, Fetch, Purpose, Session
 from labrig.errors import BuildError
-from labrig.files import write_atomically
 from labrig.host import Host
 from labrig.lock import Lock
 from labrig.progress import megabytes
 from labrig.spec import Target
 
-GUARD = ".building"  # beside an environment, locked while it is built; empty, and left there
-MARK = "labrig.json"  # written last: an environment without it is unfinished and is made anew
 INSTALL_TIMEOUT = 1800  # seconds
 UNPACKED = 4  # an environment takes about so many times the bytes of its wheels
-GRACE = 15.0  # seconds that a command in a session has after Ctrl-C; labs take up to 10 to save their state
 
 
 def check(target: Target, host: Host) -> str | None:
@@ -40,8 +34,7 @@ def check(target: Target, host: Host) -> str | None:
 def build(target: Target, lock: Lock, fetch: Fetch, *, root: Path | None = None, offline: bool = False) -> Environment:
     """Make the environment of a lock, or find it made; nothing of a checkout goes into it.
 
-    It stands in a folder named by the lock's digest, so a new lock never touches the environment in use. One build
-    of one environment runs at a time; a second waits and finds it made. What a killed build left is removed.
+    It stands in a folder named by the lock's digest.
 
     Raises:
         HostError: no interpreter of the target's Python minor.
@@ -50,107 +43,32 @@ def build(target: Target, lock: Lock, fetch: Fetch, *, root: Path | None = None,
     """
     place = folder(lock)
     environment = Environment(target, "venv", str(place), lock)
-    if is_made(place):
+    if native.is_made(place):
         return environment
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(place) as guard:
-        if is_made(place):  # by the build this one waited for
-            return environment
+
+    def fill(guard: int) -> None:
         python = interpreters.find(target.python, offline=offline)
-        store = fetch()
-        if place.exists():
-            print(f"removing {place}: a build was interrupted there, or its interpreter is gone", file=sys.stderr)
-            shutil.rmtree(place)
-        try:
-            _install(python, lock, store, place, guard)
-        except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
-            raise
-        note = {
-            "target": target.name,
-            "engine": "venv",
-            "lock": lock.digest,
-            "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        write_atomically(place / MARK, json.dumps(note, indent=2) + "\n")
+        _install(python, lock, fetch(), place, guard)
+
+    native.make(place, {"target": target.name, "engine": "venv", "lock": lock.digest}, fill)
     return environment
 
 
 @contextlib.contextmanager
 def session(environment: Environment, purpose: Purpose = "shell", folders: Sequence[Path] = ()) -> Iterator[Session]:
-    """Enter a native environment: its programs first on PATH, nothing of the caller's Python leaking in.
-
-    Every folder of this machine is there anyway, and all purposes are alike.
-    """
-    place = Path(environment.reference)
-    inner = entered(os.environ, place)
-
-    def run(
-        argv: Sequence[str],
-        *,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        stdout: int | None = None,
-    ) -> int:
-        program = shutil.which(argv[0], path=inner["PATH"]) or argv[0]
-        try:
-            variables = {**inner, **(env or {})}
-            with subprocess.Popen([program, *argv[1:]], cwd=cwd, env=variables, stdout=stdout) as process:
-                return _wait(process)
-        except FileNotFoundError:
-            raise BuildError(
-                f"no program {argv[0]!r} in the environment of target {environment.target.name}",
-                found=str(place),
-                fix=f"invoke clean --target={environment.target.name}, then build again",
-            ) from None
-
-    yield Session(environment, run, "local://", str(place / "bin" / "python"))
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code. Ctrl-C reaches the command as well: it gets time to save its state, unless there is a second."""
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
-            process.wait(GRACE)
-        process.kill()
-        raise
+    """Enter a native environment: its programs first on PATH, nothing of the caller's Python leaking in."""
+    yield native.enter(environment, entered(os.environ, Path(environment.reference)))
 
 
 def entered(outer: Mapping[str, str], place: Path) -> dict[str, str]:
     """The environment variables of a session in the environment at ``place``."""
-    # PYTHONDONTWRITEBYTECODE would make every start compile torch anew: 12 s instead of 4. uv does not compile, since
-    # that takes longer than all the rest of an installation, and most files are never imported.
-    dropped = ("PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CONDA_PREFIX")
-    inner = {k: v for k, v in outer.items() if k not in dropped}
-    inner["VIRTUAL_ENV"] = str(place)
-    inner["PATH"] = os.pathsep.join([str(place / "bin"), outer.get("PATH", os.defpath)])
-    inner["PYTHONNOUSERSITE"] = "1"  # a package in ~/.local must not shadow a locked one
-    return inner
+    path = os.pathsep.join([str(place / "bin"), outer.get("PATH", os.defpath)])
+    return {**native.inherited(outer), "VIRTUAL_ENV": str(place), "PATH": path}
 
 
 def folder(lock: Lock) -> Path:
     """Where the environment of a lock stands, made or not."""
     return home.environments() / lock.target / lock.digest[:12]
-
-
-def is_made(place: Path) -> bool:
-    """True if a build came to its end there, and the interpreter that it links to has not gone since."""
-    return (place / MARK).is_file() and (place / "bin" / "python").exists()
-
-
-@contextlib.contextmanager
-def _alone(place: Path) -> Iterator[int]:
-    """Hold the lock on building ``place``; the descriptor is handed to uv, so a kill -9 of labrig frees it only
-    when uv, too, has stopped writing there."""
-    with place.with_name(place.name + GUARD).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("another build of this environment is running; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
 
 
 def _install(python: Path, lock: Lock, store: Path, place: Path, guard: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from copies import Copy, copy_of
 
-from labrig import checks, lock, spec
+from labrig import checks, lock, native, spec
 from labrig.checks import FAILED, PASSED, SKIPPED, Expectation
 from labrig.engines import Environment, venv
 
@@ -196,7 +196,7 @@ def test_the_command_says_it_with_exit_6_and_its_fix_removes_the_damage(made: En
     gone = invoke(cache, "clean", f"--target={made.target.name}")
     assert gone.returncode == 0, gone.stderr
     assert not copy.place.exists()
-    assert Path(made.reference, venv.MARK).exists(), "what the copy was linked from is untouched"
+    assert Path(made.reference, native.MARK).exists(), "what the copy was linked from is untouched"
 
 
 def invoke(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

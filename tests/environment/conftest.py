@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from labrig import checks, engines, environment, image, lock, spec, verify
+from labrig import checks, conda, engines, environment, image, lock, spec, verify
 from labrig.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
@@ -48,9 +48,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def expectation(request: pytest.FixtureRequest) -> checks.Expectation:
     context = context_of(request.config)
     target = spec.read(ROOT / "images" / spec.TABLE).pick(context["target"])
-    locked = lock.load(target, context["platform"], ROOT / "images")
+    images, platform = ROOT / "images", context["platform"]
+    of_conda = context["engine"] == "conda"
+    locked = (conda.versions if of_conda else lock.load)(target, platform, images)
+    exact = conda.load(target, locked, images) if of_conda else None
     labs = image.read_labs(ROOT / "labs") if context["engine"] == "docker" else {}
-    return checks.Expectation(target, locked, context["engine"], context["require_device"], labs)
+    return checks.Expectation(target, locked, context["engine"], context["require_device"], labs, exact)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import samples
 
-from labrig import catalogue, spec
+from labrig import catalogue, spec, support
 from labrig.errors import LockError
 
 IMAGES = Path(__file__).parents[2] / "images"
 KEYS = ["name", "torch", "variant", "cuda", "python", "device", "engines", "platforms", "min_driver", "capabilities",
-        "locked"]  # fmt: skip
+        "locked", "support"]  # fmt: skip
 
 
 def test_entries_have_the_promised_keys_and_the_targets_values() -> None:
@@ -23,9 +23,14 @@ def test_entries_have_the_promised_keys_and_the_targets_values() -> None:
     for entry in entries:
         assert list(entry) == KEYS
         target = samples.SHIPPED.targets[entry["name"]]
-        for key in set(KEYS) - {"locked"}:
+        for key in set(KEYS) - {"locked", "support"}:
             value = getattr(target, key)
             assert entry[key] == (list(value) if isinstance(value, tuple) else value)
+        assert entry["support"] == {
+            line.engine: {"status": line.status, "why": line.why}
+            for line in support.lines(samples.SHIPPED)
+            if line.target == entry["name"]
+        }
         assert entry["locked"] == [p for p in target.platforms if p not in target.unlocked]
     assert json.loads(json.dumps(entries)) == entries
 

@@ -11,8 +11,11 @@ from typing import Any
 import macs
 import pytest
 
-from labrig import checks, image, lock, spec
+from labrig import checks, conda, image, lock, spec
 from labrig.checks import FAILED, NOT_APPLICABLE, PASSED, SKIPPED, Expectation, Outcome
+from labrig.conda import CondaLock, Package, Pin
+from labrig.lock import Lock
+from labrig.spec import Target
 
 IMAGES = Path(__file__).parents[2] / "images"
 TABLE = spec.read(IMAGES / spec.TABLE)
@@ -22,19 +25,36 @@ Facts = dict[str, Any]
 LABS = {"01_tensors.py": "a" * 64, "data/digits.csv": "b" * 64}
 
 
+def exact(target: Target, locked: Lock) -> CondaLock:
+    """A conda lock of the pinned packages and one more."""
+    pins = [*conda.pins(target, locked), Pin("libblas", "3.11.0", "mkl")]
+    packages = [
+        Package(
+            pin.name, pin.version, build := pin.build.replace("*", "0") or "h0", "linux-64",
+            f"{pin.name}-{pin.version}-{build}.conda", "a" * 64, "b" * 32, 1,
+        )
+        for pin in pins
+    ]  # fmt: skip
+    return CondaLock(target.name, locked.platform, "c" * 64, tuple(packages))
+
+
 def expect(name: str, *, engine: str = "venv", require_device: bool = False) -> Expectation:
     """What is expected of a target's environment; ``docker:cpu`` names its image."""
     if ":" in name:
-        engine, _, name = name.partition(":")
+        engine, _, name = name.rpartition(":")
     target = TABLE.pick(name)
     platform = lock.locked_platforms(target, IMAGES)[0]
     locked = lock.load(target, platform, IMAGES)
+    if engine == "conda:exact":
+        return Expectation(target, locked, "conda", require_device, exact=exact(target, locked))
     return Expectation(target, locked, engine, require_device, LABS if engine == "docker" else {})
 
 
 ENVIRONMENTS = [
     *TABLE.targets,
     *(f"docker:{target.name}" for target in TABLE.targets.values() if "docker" in target.engines),
+    *(f"conda:{target.name}" for target in TABLE.targets.values() if "conda" in target.engines),
+    "conda:exact:cpu",
 ]
 
 
@@ -43,14 +63,17 @@ def good(e: Expectation, *, present: bool = True) -> Facts:
     seen: Facts = {"cpu": {"kernel": "ok"}}
     if present and e.target.device == "cuda":
         seen[e.target.device] = {"names": ["Test GPU"], "kernel": "ok"}
-    local = "" if e.target.device == "mps" else f"+{e.target.variant}"
+    of_conda = e.target.conda if e.engine == "conda" else None
+    local = "" if e.target.device == "mps" or of_conda else f"+{e.target.variant}"
+    archs = of_conda.archs if of_conda else e.target.archs
+    python = of_conda.python if of_conda else f"{e.target.python}.4"
     return {
-        "python": {"version": f"{e.target.python}.4", "minor": e.target.python},
+        "python": {"version": python, "minor": e.target.python},
         "packages": {wheel.name: wheel.version for wheel in e.lock.wheels},
         "torch": {
             "version": e.target.torch + local,
             "cuda": e.target.cuda,
-            "archs": sorted(a.replace(".", "") for a in e.target.archs.get(e.lock.platform, ())),
+            "archs": sorted(a.replace(".", "") for a in archs.get(e.lock.platform, ())),
         },
         "device": seen,
         "libraries": {"loaded": 40, "broken": {}, "plugins": {}},
@@ -59,7 +82,15 @@ def good(e: Expectation, *, present: bool = True) -> Facts:
         "connections": [],
         **(in_a_container(e) if e.engine == "docker" else {}),
         **(copy.deepcopy(macs.MAC if present else macs.SANDBOXED) if e.target.device == "mps" else {}),
+        **(in_conda(e) if of_conda else {}),
     }
+
+
+def in_conda(e: Expectation) -> Facts:
+    """What the conda program lists, and the probe of what conda recorded."""
+    found = (e.exact or exact(e.target, e.lock)).packages
+    listed = [{"name": p.name, "version": p.version, "build": p.build, "channel": "conda-forge"} for p in found]
+    return {"listed": listed, "files": {"packages": 9, "count": 30000, "wrong": [], "unowned": []}}
 
 
 def in_a_container(e: Expectation) -> Facts:
@@ -111,10 +142,11 @@ def test_a_good_environment_passes_every_check_that_is_for_it(name: str) -> None
     e = expect(name)
     outcomes = judge(e, good(e))
     assert ended(outcomes, FAILED) == ended(outcomes, SKIPPED) == set()
-    images_only = {check.id for check in checks.CHECKS if check.engines == ("docker",)}
-    not_here = ({"archs"} if e.target.device == "mps" else {"float64"}) | (
-        images_only if e.engine != "docker" else set()
+    not_here = {check.id for check in checks.CHECKS if e.engine not in check.engines}
+    assert not_here & {"channel", "confined"} == {"docker": {"channel"}, "conda": {"confined"}}.get(
+        e.engine, {"channel", "confined"}
     )
+    not_here |= {"archs"} if e.target.device == "mps" else {"float64"}
     assert ended(outcomes, NOT_APPLICABLE) == not_here
     assert all(outcome.expected and outcome.found for outcome in outcomes.values() if outcome.status == PASSED)
 
@@ -122,9 +154,12 @@ def test_a_good_environment_passes_every_check_that_is_for_it(name: str) -> None
 Mutation = Callable[[Facts], object]
 
 
-def put(value: object, *keys: str) -> Mutation:
+EXTRA = {"name": "left-pad", "version": "1.0", "build": "0", "channel": "conda-forge"}
+
+
+def put(value: object, *keys: str | int) -> Mutation:
     def change(facts: Facts) -> None:
-        place = facts
+        place: Any = facts
         for key in keys[:-1]:
             place = place[key]
         place[keys[-1]] = value
@@ -156,6 +191,19 @@ MUTATIONS: list[tuple[str, str, set[str], str, Mutation]] = [
     ("no cuda", "cuda", {"cuda"}, "another CUDA", put(None, "torch", "cuda")),
     ("one arch less", "cuda", {"archs"}, "other GPUs", lambda f: f["torch"]["archs"].pop()),
     ("one arch more", "cuda", {"archs"}, "other GPUs", lambda f: f["torch"]["archs"].append("37")),
+    ("another patch of Python", "conda:cpu", {"python"}, "another Python", put("3.11.0", "python", "version")),
+    ("pip's torch", "conda:cpu", {"torch"}, "another torch", put(f"{TABLE.pick('cpu').torch}+cpu", "torch", "version")),
+    ("one arch less on conda", "conda:cuda", {"archs"}, "other GPUs", lambda f: f["torch"]["archs"].pop()),
+    ("pin missing", "conda:cpu", {"packages"}, "1 differ from the pin", lambda f: f["listed"].pop(2)),
+    ("pin of another version", "conda:cpu", {"packages"}, "1 differ", put("0.0.1", "listed", 2, "version")),
+    ("another build of torch", "conda:cpu", {"packages"}, "1 differ", put("cuda130_0", "listed", 1, "build")),
+    ("another build than locked", "conda:exact:cpu", {"packages"}, "the lock", put("h1", "listed", 2, "build")),
+    ("locked package missing", "conda:exact:cpu", {"packages"}, "the lock", lambda f: f["listed"].pop()),
+    ("beyond the lock", "conda:exact:cpu", {"extra"}, "another lock", lambda f: f["listed"].append(EXTRA)),
+    ("pip in conda", "conda:cpu", {"extra"}, "by hand", put(["left-pad 1.0"], "files", "unowned")),
+    ("Anaconda's channel", "conda:cpu", {"channel"}, "other channels", put("pkgs/main", "listed", 0, "channel")),
+    ("pip's channel", "conda:cpu", {"channel"}, "other channels", put("pypi", "listed", 0, "channel")),
+    ("no channel", "conda:cpu", {"channel"}, "other channels", put("", "listed", 0, "channel")),
     ("package missing", "cpu", {"packages"}, "1 differ", lambda f: f["packages"].pop("numpy")),
     ("package of another version", "cpu", {"packages"}, "1 differ", put("0.0.1", "packages", "numpy")),
     ("a version twice", "cpu", {"packages"}, "1 differ", put("1.0 and 2.0", "packages", "numpy")),
@@ -370,21 +418,30 @@ def test_a_fact_that_could_not_be_read_fails_its_checks_with_the_probes_reason(f
 
 
 def test_a_probe_that_did_not_run_fails_everything_with_its_reason() -> None:
-    outcomes = judge(expect("docker:cuda"), {"error": "exit code 127"})
-    ours = {check.id for check in checks.CHECKS if check.applies("docker", checks.LINUX[0])}
-    assert ended(outcomes, FAILED) == ours
-    assert all("exit code 127" in outcomes[id].reason for id in ours)
+    for engine in ("docker", "conda"):
+        outcomes = judge(expect(f"{engine}:cuda"), {"error": "exit code 127"})
+        failed = ended(outcomes, FAILED)
+        assert failed == {check.id for check in checks.CHECKS if check.applies(engine, checks.LINUX[0])}
+        assert all("exit code 127" in outcomes[id].reason for id in failed)
 
 
 def test_not_applicable_is_neither_pass_nor_skip_and_says_for_whom_the_check_is() -> None:
-    e = expect("cpu", engine="conda")
-    facts = good(e)
-    del facts["packages"]
-    outcomes = judge(e, facts)
-    only = {check.id for check in checks.CHECKS if check.engines == ("docker",)} | {"float64"}
-    assert ended(outcomes, NOT_APPLICABLE) == {"packages", "extra", "files"} | only
+    e = expect("cpu")
+    outcomes = judge(e, good(e))
+    only = {check.id for check in checks.CHECKS if not check.applies("venv", checks.LINUX[0])}
+    assert "float64" in only
+    assert ended(outcomes, NOT_APPLICABLE) == only
     assert ended(outcomes, FAILED) == ended(outcomes, SKIPPED) == set()
-    assert "docker, venv" in outcomes["packages"].reason
+    assert "docker" in outcomes["labels"].reason
+    assert "conda" in outcomes["channel"].reason
+
+
+def test_a_mirror_of_the_channel_and_platforms_behind_it_are_the_channel() -> None:
+    e = expect("conda:cpu")
+    facts = good(e)
+    facts["listed"][0]["channel"] = "https://mirror.example/proxy/conda-forge/linux-64"
+    facts["listed"][1]["channel"] = "conda-forge/noarch"
+    assert ended(judge(e, facts), FAILED) == set()
 
 
 # --- Macs -------------------------------------------------------------------------------------------------------------

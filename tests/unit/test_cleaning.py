@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from labrig import cleaning, home, lock, spec
-from labrig.engines import venv
+from labrig import cleaning, home, lock, native, spec
+from labrig.engines import conda, venv
 from labrig.errors import BuildError, LockError, SpecError
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             copy = tmp_path / "checkout" / file.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
+    shutil.copytree(ROOT / "templates", tmp_path / "checkout" / "templates")
     return tmp_path / "checkout"
 
 
@@ -40,8 +41,8 @@ def locks(root: Path) -> list[lock.Lock]:
 def environment(place: Path, size: int = 1000) -> Path:
     (place / "lib").mkdir(parents=True)
     (place / "lib" / "file").write_bytes(bytes(size))
-    (place / venv.MARK).write_text("{}")
-    place.with_name(place.name + venv.GUARD).touch()
+    (place / native.MARK).write_text("{}")
+    place.with_name(place.name + native.GUARD).touch()
     return place
 
 
@@ -49,15 +50,18 @@ def environment(place: Path, size: int = 1000) -> Path:
 def current(root: Path) -> list[Path]:
     """An environment for every lock."""
     made = [environment(venv.folder(locked)) for locked in locks(root)]
-    assert len(made) == len(set(made)) >= 4
+    targets = spec.read(root / "images" / spec.TABLE).targets
+    of_conda = [locked for locked in locks(root) if targets[locked.target].conda]
+    made += [environment(conda.folder(targets[locked.target], locked, root)) for locked in of_conda]
+    assert len(made) == len(set(made)) >= 7
     return made
 
 
 @pytest.fixture
 def old(root: Path) -> list[Path]:
-    """Environments of an older lock, of an unfinished build, and of a target that is no more."""
+    """Environments of an older lock, of older pins, of an unfinished build, and of a target that is no more."""
     unfinished = environment(home.environments() / "cpu" / "111111111111")
-    (unfinished / venv.MARK).unlink()
+    (unfinished / native.MARK).unlink()
     return [
         unfinished,
         environment(home.environments() / "cpu" / "000000000000"),
@@ -146,7 +150,7 @@ def test_everything_is_what_labrig_made_and_not_what_lies_beside_it(
 def test_an_environment_that_is_being_built_is_left_alone(root: Path, old: list[Path]) -> None:
     building = old[0]
     half = partial()
-    with building.with_name(building.name + venv.GUARD).open("w") as file, half.open("rb") as download:
+    with building.with_name(building.name + native.GUARD).open("w") as file, half.open("rb") as download:
         fcntl.flock(file, fcntl.LOCK_EX)
         fcntl.flock(download, fcntl.LOCK_EX)
         assert set(cleaning.clean(root)) == set(old[1:])
@@ -163,7 +167,7 @@ def test_an_environment_that_is_being_built_is_left_alone(root: Path, old: list[
 def test_the_file_that_builders_lock_stays(root: Path, old: list[Path]) -> None:
     """If it went while a build waits for it, a third build would lock another file and both would write."""
     cleaning.clean(root)
-    assert all(place.with_name(place.name + venv.GUARD).exists() for place in old)
+    assert all(place.with_name(place.name + native.GUARD).exists() for place in old)
 
 
 def test_a_damaged_lock_stops_cleaning_because_what_it_names_is_not_known(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from labrig import compat
 from labrig.errors import UsageError
 
-TABLES = ("releases", "wheels", "cuda_variants", "drivers", "gpu_arch", "gpus", "macos", "python", "sources")
+TABLES = ("releases", "wheels", "cuda_variants", "drivers", "gpu_arch", "gpus", "macos", "conda", "python", "sources")
 REMARK = re.compile(r" \(.*\)$")
 
 

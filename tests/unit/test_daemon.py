@@ -237,5 +237,5 @@ def test_where_no_engine_of_a_row_is_usable_the_first_is_given_without_a_word(
 ) -> None:
     monkeypatch.setattr(environment, "read_host", lambda: LINUX)
     table = root / "images" / "targets.toml"
-    table.write_text(table.read_text().replace('engines = ["docker", "venv"]', 'engines = ["docker"]'))
+    table.write_text(table.read_text().replace('engines = ["docker", "venv", "conda"]', 'engines = ["docker"]', 1))
     assert environment.usable_engine(root, "cpu") == ("docker", "")

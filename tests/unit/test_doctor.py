@@ -38,6 +38,7 @@ def target(name: str, torch: str, variant: str, platforms: tuple[str, ...] = ("l
         why="a test",
         base="bootstrap",
         suite=None,
+        conda=None,
         cuda=build.cuda and ".".join(build.cuda.split(".")[:2]),
         min_driver=compat.driver_floor(build.name, build.cuda) if build.cuda else None,
         archs={platform: code for platform in platforms if (code := compat.archs(torch, variant, platform))},

@@ -14,7 +14,7 @@ import samples
 from jinja2 import UndefinedError
 from packaging.requirements import Requirement
 
-from labrig import lock, render, spec
+from labrig import engines, lock, render, spec, support
 from labrig.errors import LockError, PendingError
 from labrig.spec import Table
 
@@ -56,7 +56,9 @@ def pending(table: Table) -> PendingError:
 def test_what_is_committed_is_what_a_render_gives() -> None:
     render.check(samples.SHIPPED, COMMITTED)
     assert len(SCRIPTS) == len(samples.SHIPPED.targets)
-    assert len(REQUIREMENTS) == len(list((ROOT / "images").glob("*/*.lock")))
+    assert len(REQUIREMENTS) == sum(
+        len(lock.locked_platforms(target, ROOT / "images")) for target in samples.SHIPPED.targets.values()
+    )
     tracked = subprocess.run(
         ["git", "ls-files", "-s", *map(str, COMMITTED)], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -92,8 +94,12 @@ def test_files_of_a_target_that_is_gone_are_named_and_removed(table: Table) -> N
     assert "workflows/native.yml belongs to no target" in pending(table).found
     removed = render.remove_strays(table, rendered(table))
     assert names(removed) == [
-        "workflows/native.yml", "mps/macos_arm64.lock", "mps/requirements-macos_arm64.txt", "mps/setup.sh"
-    ]  # fmt: skip
+        "workflows/native.yml",
+        "mps/environment.yml",
+        "mps/macos_arm64.lock",
+        "mps/requirements-macos_arm64.txt",
+        "mps/setup.sh",
+    ]
     assert not (table.path.parent / "mps").exists()
     assert not (table.path.parents[1] / ".github" / "workflows").exists()
     render.write(rendered(table))  # the README's table has a line less
@@ -158,6 +164,11 @@ def test_a_name_that_a_template_does_not_get_is_an_error(table: Table, tmp_path:
             render.render_all(table, folder)
 
 
+def between(text: str, name: str) -> list[str]:
+    """The lines of a generated table."""
+    return text.partition(render.BEGIN.format(name))[2].partition(render.END.format(name))[0].strip().splitlines()
+
+
 def test_the_readme_has_every_target_in_one_line(table: Table) -> None:
     why = "All | sorts\\n  of things."
     table.path.write_text(table.path.read_text().replace('why = "Apple Silicon.', f'why = "{why} Apple Silicon.'))
@@ -165,7 +176,7 @@ def test_the_readme_has_every_target_in_one_line(table: Table) -> None:
     readme = table.path.parent.parent / "README.md"
     assert pending(table).found.endswith("/README.md differs")
     assert render.write(rendered(table)) == [readme]
-    shown = readme.read_text().partition(render.BEGIN)[2].partition(render.END)[0].strip().splitlines()
+    shown = between(readme.read_text(), "targets")
     assert len(shown) == 2 + len(table.targets)
     for line, target in zip(shown[2:], table.targets.values(), strict=True):
         cells = [cell.strip() for cell in line.replace("\\|", "").strip("|").split("|")]
@@ -173,6 +184,10 @@ def test_the_readme_has_every_target_in_one_line(table: Table) -> None:
         assert cells[0] == f"`{target.name}`"
         assert target.torch in cells[1]
         assert (target.min_driver or "") in cells[3]
+    known = between(readme.read_text(), "support")[2:]
+    assert len(known) == len(table.targets) * len(engines.MODULES)
+    for row, line in zip(known, support.lines(table), strict=True):
+        assert row == f"| `{line.target}` | {line.engine} | {line.status} | {line.why} |"
     readme.write_text("no marks")
     assert render.render_readme(table) == {}
 

@@ -24,6 +24,7 @@ CPU = {**CUDA, "variant": "cpu", "index": "pytorch-cpu"}
 MPS = {**CUDA, "variant": "mps", "platforms": ["macos_arm64"]}
 DEFAULTS = {"packages": ["numpy"], "engines": ["venv"]}
 SUITES = {"stable": {"python": PYTHON, "image": "debian:stable-slim"}}
+CONDA = {"channel": "conda-forge", "address": "https://channel.example/conda-forge", "python": {PYTHON: f"{PYTHON}.7"}}
 INDEXES = {"pytorch-cpu": "https://index.example/cpu"}
 
 
@@ -37,7 +38,7 @@ def toml(value: object) -> str:
 
 
 def document(row: dict[str, Any], name: str = "here", **top: object) -> str:
-    data = {"defaults": DEFAULTS, "indexes": INDEXES, "suites": SUITES, "targets": {name: row}} | top
+    data = {"defaults": DEFAULTS, "conda": CONDA, "indexes": INDEXES, "suites": SUITES, "targets": {name: row}} | top
     return "".join(f"{key} = {toml(value)}\n" for key, value in data.items())
 
 
@@ -151,6 +152,45 @@ def test_a_row_may_replace_the_defaults(table: Written) -> None:
     assert target.packages == ("scipy<2,>=1",)
     assert target.engines == ("conda", "docker")
     assert target.base == "registry"
+
+
+def test_conda_takes_build_and_gpus_from_the_data_and_python_from_the_table(table: Written) -> None:
+    found = table.target(changed(CUDA, engines=["conda"])).conda
+    build = compat.conda_build(TORCH, str(CUDA["variant"]), "linux_x86_64")
+    assert found
+    assert build
+    assert (found.channel, found.address) == (CONDA["channel"], CONDA["address"])
+    assert (found.python, found.build, found.cuda) == (f"{PYTHON}.7", build.build, build.cuda)
+    assert dict(found.archs) == {"linux_x86_64": build.archs}
+    assert table.target(CUDA).conda is None
+    mac = table.target(changed(MPS, engines=["conda"])).conda
+    assert mac
+    assert (mac.build, mac.cuda) == ("cpu_*", None), "MPS is in the build for the CPU"
+
+
+def test_what_conda_forge_is_not_known_to_have_is_refused(table: Written) -> None:
+    old = {**CUDA, "torch": OLD, "variant": compat.default_variant(OLD, "linux_x86_64"), "engines": ["conda"]}
+    error = table.error(old)
+    assert f"conda.tsv has no build of torch {OLD}" in error.fix
+    assert "engines without conda" in error.fix
+
+
+@pytest.mark.parametrize(
+    ("conda", "says"),
+    [
+        ({}, "[conda.python]"),
+        ({**CONDA, "channel": "https://x.example/"}, "name of a channel"),
+        ({**CONDA, "address": "conda-forge"}, "address"),
+        ({**CONDA, "python": {}}, "exact version"),
+        ({**CONDA, "python": {PYTHON: PYTHON}}, "exact version"),
+        ({**CONDA, "python": {PYTHON: "3.1.4"}}, f"a patch release of Python {PYTHON}"),
+        ({**CONDA, "python": "3.13.1"}, "a table"),
+        ({**CONDA, "mirror": "x"}, "allowed"),
+    ],
+)
+def test_a_wrong_conda_table_is_named(table: Written, conda: dict[str, Any], says: str) -> None:
+    error = table.error(document(changed(CUDA, engines=["conda"]), conda=conda))
+    assert says in str(error)
 
 
 def test_companions_get_the_version_of_the_data(table: Written) -> None:

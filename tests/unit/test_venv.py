@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import samples
 
-from labrig import home, wheelhouse
+from labrig import home, native, wheelhouse
 from labrig.engines import Environment, load, venv
 from labrig.errors import BuildError, FetchError, HostError, UsageError
 from labrig.host import Host
@@ -85,7 +85,7 @@ def test_a_build_makes_an_environment_of_exactly_the_lock(wheels: Path, cache: P
     code = "import json, importlib.metadata as m, one, two, sys\n"
     code += "json.dump([sys.prefix, two.version, {d.name: d.version for d in m.distributions()}], sys.stdout)"
     assert json.loads(run_in(made, code)) == [str(place), "2.0", {"one": "1.0", "two": "2.0"}]
-    note = json.loads((place / venv.MARK).read_text())
+    note = json.loads((place / native.MARK).read_text())
     assert (note["target"], note["engine"], note["lock"]) == ("tiny", "venv", made.lock.digest)
 
 
@@ -110,9 +110,9 @@ def test_the_mark_is_written_last(wheels: Path, monkeypatch: pytest.MonkeyPatch)
     def note(path: Path, text: str) -> None:
         seen.append((path.name, sorted(file.name for file in path.parent.glob("lib/*/site-packages/*.py"))))
 
-    monkeypatch.setattr(venv, "write_atomically", note)
+    monkeypatch.setattr(native, "write_atomically", note)
     samples.build(wheels)
-    assert seen == [(venv.MARK, ["one.py", "two.py"])]
+    assert seen == [(native.MARK, ["one.py", "two.py"])]
 
 
 def test_a_new_lock_leaves_the_environment_in_use_alone(wheels: Path) -> None:
@@ -236,7 +236,7 @@ def test_after_kill_9_in_the_middle_the_next_run_removes_the_rest_and_finishes(
         process.communicate()
     place = venv.folder(samples.lock_of(slow))
     assert place.exists()
-    assert not venv.is_made(place)
+    assert not native.is_made(place)
     (place / "left-over").touch()
     made = samples.build(slow)
     assert "a build was interrupted there" in capfd.readouterr().err
@@ -264,7 +264,7 @@ def test_ctrl_c_in_the_middle_is_exit_130_and_leaves_nothing_half_made(slow: Pat
     assert "interrupted" in err
     assert "Traceback" not in err
     assert not venv.folder(samples.lock_of(slow)).exists()
-    assert venv.is_made(Path(samples.build(slow).reference))
+    assert native.is_made(Path(samples.build(slow).reference))
 
 
 def test_of_two_builds_at_once_one_builds_and_the_other_finds_it(slow: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_full_disk_is_exit_4_with_the_numbers_and_the_old_environment_stands(
     lock, needed = samples.lock_of(big), venv.folder(samples.lock_of(big))
     assert "code 4" in done.stdout
     assert "old one works" in done.stdout
-    assert needed.name not in done.stdout.replace(f"{needed.name}{venv.GUARD}", ""), "nothing half-made"
+    assert needed.name not in done.stdout.replace(f"{needed.name}{native.GUARD}", ""), "nothing half-made"
     assert "labrig: the environment of target tiny could not be made" in done.stderr
     assert "No space left" in done.stderr
     assert " are free in " in done.stderr
@@ -410,9 +410,9 @@ def test_ctrl_c_lets_the_command_in_a_session_save_what_it_has(wheels: Path, tmp
 def test_an_environment_whose_interpreter_is_gone_is_not_made(tmp_path: Path) -> None:
     place = tmp_path / "place"
     (place / "bin").mkdir(parents=True)
-    (place / venv.MARK).write_text("{}")
+    (place / native.MARK).write_text("{}")
     (place / "bin" / "python").symlink_to(sys.executable)
-    assert venv.is_made(place)
+    assert native.is_made(place)
     (place / "bin" / "python").unlink()
     (place / "bin" / "python").symlink_to(tmp_path / "gone")
-    assert not venv.is_made(place)
+    assert not native.is_made(place)
