@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup up test check bench toolkit
+.PHONY: help setup dev up test check bench toolkit
 
 help: ## say what the doors are
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -10,22 +10,26 @@ help: ## say what the doors are
 setup: ## make .venv, the toolkit's private environment
 	@sh bootstrap.sh
 
+dev: ## the same with what tests and static checks need
+	@sh bootstrap.sh dev
+
 up: setup ## do the main job for this host: lock check, fetch, build, labs, verify, one table
 	@$(BIN)/invoke up
 
-test: setup check ## pass all tests (container tests where a Docker engine answers)
+test: check ## pass all tests (container tests where a Docker engine answers)
 	@$(BIN)/invoke build --engine=venv
 	@$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
 
-check: setup ## static checks: types, lint, rendered files current
+check: dev ## static checks: types, lint, rendered files current
 	@$(BIN)/mypy
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/invoke render --check
 
-bench: setup ## measure against what a user would do instead
+bench: dev ## measure against what a user would do instead
 	@$(BIN)/python -m bench
 
-toolkit: setup ## pin the toolkit's own packages anew (requirements.txt)
-	@$(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --upgrade --all-extras --no-header --no-annotate \
-	    --python-version 3.11 pyproject.toml --output-file requirements.txt
+toolkit: setup ## pin the toolkit's own packages anew (requirements*.txt)
+	@for extra in "" "--extra dev"; do \
+	    $(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --upgrade --no-header --no-annotate $$extra \
+	        --python-version 3.11 pyproject.toml --output-file "requirements$${extra:+-dev}.txt" || exit; done

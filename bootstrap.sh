@@ -1,11 +1,15 @@
 #!/bin/sh
 # Make .venv: a private Python environment with the toolkit, pinned and hashed in requirements.txt. Asks nothing.
 #   sh bootstrap.sh            PYTHON=/path/to/python names the interpreter
+#   sh bootstrap.sh dev        with what the tests and static checks need as well (requirements-dev.txt)
 set -eu
 cd -- "$(dirname -- "$0")"
 
-stamp=.venv/requirements.txt
-if [ -e "$stamp" ] && cmp -s requirements.txt "$stamp" &&
+requirements=requirements${1:+-$1}.txt
+stamp=.venv/$requirements
+current() { [ -e "$stamp" ] && cmp -s "$requirements" "$stamp"; }
+all() { [ -e .venv/requirements-dev.txt ] && cmp -s requirements-dev.txt .venv/requirements-dev.txt; }
+if { current || all; } &&
     .venv/bin/python -I -c 'import labrig, os, sys; sys.exit(not os.path.samefile(os.path.dirname(labrig.__path__[0]), "."))' \
         >/dev/null 2>&1; then
     exit 0
@@ -32,18 +36,18 @@ if [ -z "$python" ]; then
     exit 3
 fi
 
-echo "making .venv with $("$python" --version) ($(command -v "$python")), $(grep -c == requirements.txt) pinned packages: about 20 s" >&2
+echo "making .venv with $("$python" --version) ($(command -v "$python")), $(grep -c == "$requirements") pinned packages: about 20 s" >&2
 # One that works is brought up to date in place (someone may be using it); one left by an interrupted set-up, by a
 # Python that is gone, or by a checkout that has moved (its programs name their old place) is made anew.
-rm -f "$stamp"
+rm -f .venv/requirements.txt .venv/requirements-dev.txt
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || ! grep -qF "$(pwd -P)/.venv" .venv/bin/pip; then
     "$python" -m venv --clear .venv
 fi
 # pip's own settings (index, find-links, certificate, proxy) hold; uv comes along as one of the pinned packages.
-.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements.txt || {
+.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r "$requirements" || {
     echo "labrig: the toolkit could not be installed (above); look at the network or pip config list, then run it again" >&2
     exit 4
 }
 # The checkout itself, importable: one path, nothing built and nothing downloaded.
 .venv/bin/python -c 'import sysconfig, pathlib; pathlib.Path(sysconfig.get_path("purelib"), "labrig.pth").write_text(str(pathlib.Path.cwd()) + "\n")'
-cp requirements.txt "$stamp"
+cp "$requirements" "$stamp"
