@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 RUNNER = "macos-15"  # a hosted Mac: arm64, and not macos-26, where MPS gave wrong results (actions/runner-images#14380)
+LINUX_RUNNER = "ubuntu-24.04"
 BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"  # in the README, around its tables
 
 
@@ -95,10 +96,18 @@ def render_all(table: Table, templates: Path) -> dict[Path, str]:
 
 
 def render_workflow(table: Table, templates: Path) -> dict[Path, str]:
-    """The workflow that makes the targets for Macs on hosted ones; nothing where the table has none."""
+    """The workflow that makes the targets for Macs, and conda's, on hosted machines; nothing where there are none."""
     targets = [target for target in table.targets.values() if target.device == MPS]
     template = _environment(templates).get_template("workflow-native.yml.j2")
-    return {_workflow(table): template.render(targets=targets, runner=RUNNER)} if targets else {}
+    # A hosted machine has no GPU; what conda has for CUDA is solved beside the others by whoever locks it.
+    of_conda = [target for target in table.targets.values() if target.conda and target.device != "cuda"]
+    if not targets and not of_conda:
+        return {}
+    return {
+        _workflow(table): template.render(
+            targets=targets, conda_targets=of_conda, runner=RUNNER, linux_runner=LINUX_RUNNER
+        )
+    }
 
 
 def _workflow(table: Table) -> Path:

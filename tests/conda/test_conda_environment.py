@@ -78,7 +78,7 @@ def test_labs_run_in_it_and_every_check_passes(
     assert "cpu_generic" in found["packages"]["found"]
     assert found["channel"]["status"] == found["extra"]["status"] == found["files"]["status"] == "passed"
     assert found["libraries"]["status"] == "passed"
-    record_property("proves", f"{TARGET.name} conda checked")
+    record_property("proves", f"{TARGET.name} conda created")
 
 
 def test_a_shell_is_activated(checkout: Checkout, made: Path) -> None:

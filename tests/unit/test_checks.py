@@ -454,11 +454,14 @@ def on(mac: Facts, **changes: Any) -> dict[str, Outcome]:
 
 
 @pytest.mark.parametrize("mac", [macs.MAC, macs.OVER_SSH_AND_IT_COMPUTES], ids=["at the screen", "over ssh"])
-def test_a_mac_whose_metal_computes_passes_wherever_it_is_reached_from(mac: Facts) -> None:
+def test_a_mac_whose_metal_computes_passes_wherever_it_is_reached_from(
+    mac: Facts, record_property: Callable[[str, object], None]
+) -> None:
     outcomes = on(mac, require_device=True)
     assert ended(outcomes, FAILED) == ended(outcomes, SKIPPED) == set()
     assert outcomes["device"].found == "Apple M2"
     assert outcomes["float64"].found == macs.REFUSED
+    record_property("proves", "mps venv facts")
 
 
 def test_a_virtual_mac_that_allocates_nothing_fails_with_the_reason_and_the_way_out() -> None:

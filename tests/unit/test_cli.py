@@ -21,7 +21,7 @@ from invoke import Collection, Task
 from samples import INDEX, PYTHON, TORCH
 from servers import IndexServer, Manners
 
-from labrig import catalogue, spec
+from labrig import catalogue, spec, support
 
 ROOT = Path(__file__).parents[2]
 INVOKE = Path(sys.executable).with_name("invoke")
@@ -280,7 +280,10 @@ def test_list_json_is_what_is_documented() -> None:
 def test_list_shows_each_target_in_a_line() -> None:
     done = run("list")
     assert (done.returncode, done.stderr) == (0, "")
-    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()}
+    pinned, _, known = done.stdout.partition(support.TITLE)
+    lines = {line.split()[0]: line for line in pinned.splitlines() if line.split()}
+    pairs = [tuple(line.split()[:2]) for line in known.splitlines() if line.split()]
+    assert all((line.target, line.engine) in pairs for line in support.lines(samples.SHIPPED))
     for name, target in samples.SHIPPED.targets.items():
         assert f" {target.torch} " in lines[name]
         assert f" {target.variant} " in lines[name]

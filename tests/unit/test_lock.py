@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -522,7 +522,9 @@ def test_every_lockable_platform_is_locked() -> None:
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_a_committed_lock_is_current_installable_and_holds_no_address(file: Path) -> None:
+def test_a_committed_lock_is_current_installable_and_holds_no_address(
+    file: Path, record_property: Callable[[str, object], None]
+) -> None:
     target = samples.SHIPPED.targets[file.parent.name]
     one = lock.load(target, file.stem, IMAGES)
     assert lock.serialize(one) == file.read_text()
@@ -533,6 +535,8 @@ def test_a_committed_lock_is_current_installable_and_holds_no_address(file: Path
     assert "://" not in file.read_text()
     assert not re.search(r"[/\\]", file.read_text().replace(lock.HEADER.format(target=target.name), ""))
     assert one.size > sum(w.size for w in one.wheels if w.name != "torch")
+    for engine in {"docker", "venv"} & set(target.engines):
+        record_property("proves", f"{target.name} {engine} locked")
 
 
 def stranger(target: Target, platform: str, *, newer: int = 0, machine: str = "", python: str = "") -> str:

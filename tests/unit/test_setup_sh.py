@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -438,7 +438,9 @@ class MacWorld(World):
         self.program("sysctl", f'[ "$1" = -n ] || exit 1; case "$2" in {answers} *) exit 1 ;; esac')
 
 
-def test_on_a_mac_it_makes_the_environment_and_computes_on_mps(tmp_path: Path) -> None:
+def test_on_a_mac_it_makes_the_environment_and_computes_on_mps(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     mac = MacWorld(tmp_path, TORCH)
     done = mac.run()
     assert done.returncode == 0, done.stderr
@@ -447,6 +449,7 @@ def test_on_a_mac_it_makes_the_environment_and_computes_on_mps(tmp_path: Path) -
     assert "GPU is not used" not in done.stderr and "macOS" not in done.stderr
     assert mac.python("import torch; print(torch.__version__)") == TORCH
     assert "already" in mac.run().stderr
+    record_property("proves", "mps venv setup")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ def test_every_target_and_engine_has_one_line_with_a_reason() -> None:
     assert all(line.why and line.status in (RUN, CHECKED, CANNOT) for line in LINES)
     for line in LINES:
         assert (line.status == CANNOT) == (line.engine not in samples.SHIPPED.targets[line.target].engines)
-    assert {(line.target, line.engine) for line in LINES if line.status == RUN} == support.PROVEN
+        assert bool(line.proofs) == (line.status != CANNOT)
+    assert {(line.target, line.engine) for line in LINES if "run" in line.proofs} == support.PROVEN
 
 
 def test_what_was_lacking_is_in_the_reason() -> None:
@@ -35,19 +36,23 @@ def test_what_was_lacking_is_in_the_reason() -> None:
             assert (support.NO_CHANNEL in line.why) == (line.engine == "conda")
 
 
-SMALL = [Line("a", "venv", RUN, "x"), Line("a", "conda", CHECKED, "x"), Line("a", "docker", CANNOT, "x")]
-GOOD = {"a venv run", "a venv checked", "a conda checked"}
+SMALL = [
+    Line("a", "venv", RUN, "x", ("run",)),
+    Line("a", "conda", CHECKED, "x", ("solved", "created")),
+    Line("a", "docker", CANNOT, "x"),
+]
+GOOD = {"a venv run", "a venv locked", "a conda solved", "a conda created"}
 
 
 @pytest.mark.parametrize(
     ("found", "says"),
     [
         (GOOD, []),
-        (GOOD - {"a venv run"}, ["a venv: the table says run here, and no test ran it"]),
-        (GOOD - {"a conda checked"}, ["a conda: the table says checked, not run, and no test checked it"]),
+        (GOOD - {"a venv run"}, ["a venv: the table says run here, and no test proved it (run)"]),
+        (GOOD - {"a conda created"}, ["a conda: the table says checked, not run, and no test proved it (created)"]),
         (GOOD | {"a conda run"}, ["a conda: it was run, and the table says checked, not run"]),
         (GOOD | {"a docker run"}, ["a docker: the table says cannot, and a test did"]),
-        (GOOD | {"a docker checked"}, ["a docker: the table says cannot, and a test did"]),
+        (GOOD | {"a docker locked"}, ["a docker: the table says cannot, and a test did"]),
         (GOOD | {"b venv run"}, ["b venv run: there is no such line"]),
     ],
 )
@@ -86,7 +91,7 @@ def test_a_whole_run_that_proves_something_else_fails_and_a_part_of_it_does_not(
 
     whole = run()
     assert whole.returncode == 1, whole.stdout
-    assert "cuda venv: the table says checked, not run, and no test checked it" in whole.stdout
+    assert "cuda venv: the table says checked, not run, and no test proved it (locked)" in whole.stdout
     assert "cpu venv: the table says" not in whole.stdout
     for part in (["tests/test_one.py"], ["-k", "one"]):
         done = run(*part)
