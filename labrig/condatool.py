@@ -22,6 +22,7 @@ from labrig import compat, program
 from labrig.compat import SUBDIRS
 from labrig.conda import FILE, Package, Pin
 from labrig.errors import BuildError, HostError, LockError
+from labrig.indexes import redact
 from labrig.lock import quoted
 
 TIMEOUT = 3600  # seconds
@@ -138,6 +139,7 @@ def create(
             raise HostError(f"pixi cannot {wanted}", found=f"{tool.path} {tool.version}", fix=INSTALL)
         place.mkdir(parents=True)
         manifest = place / "pixi.toml"
+        manifest.touch(mode=0o600)  # the address of a mirror may hold a password
         manifest.write_text(pixi_manifest(pins, channel, platform, variables), encoding="utf-8")
         _run(tool, ["install", "--manifest-path", str(manifest)], variables, keep)
         return
@@ -187,6 +189,7 @@ def _run(tool: Tool, words: Sequence[str], variables: Mapping[str, str], keep: S
 
 def _show(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
+        line = redact(line)  # the address of a mirror may hold a password
         print(line, end="", file=sys.stderr, flush=True)
         yield line.rstrip()
 
@@ -201,23 +204,22 @@ def _environment() -> dict[str, str]:
 # --- asking ----------------------------------------------------------------------------------------------------------
 
 
-def read_list(tool: Tool, place: Path) -> list[dict[str, str]]:
+def read_list(tool: Tool, prefix: Path) -> list[dict[str, str]]:
     """What the tool lists in the environment (`conda list --json`): name, version, build and channel of each package.
 
     Raises:
-        BuildError: it does not answer.
+        BuildError: it does not answer; pixi knows environments of its own only.
     """
+    words = ["list", "--json", "--prefix", str(prefix)]
     if tool.name == "pixi":
-        words = ["list", "--json", "--manifest-path", str(place / "pixi.toml")]
-    else:
-        words = ["list", "--json", "--prefix", str(place)]
-    found = _ask(tool, words, {}, lambda reason: BuildError(f"{tool.name} does not list {place}", found=reason))
+        words = ["list", "--json", "--manifest-path", str(prefix.parents[2] / "pixi.toml")]
+    found = _ask(tool, words, {}, lambda reason: BuildError(f"{tool.name} does not list {prefix}", found=reason))
     return [
         {
             "name": str(entry["name"]),
             "version": str(entry["version"]),
             "build": str(entry.get("build_string") or entry.get("build") or ""),
-            "channel": str(entry.get("channel") or entry.get("source") or ""),
+            "channel": redact(str(entry.get("channel") or entry.get("source") or "")),
         }
         for entry in found
     ]
@@ -256,7 +258,7 @@ def solve(tool: Tool, asked: str, platform: str, variables: Mapping[str, str]) -
         try:
             packages = [_package(entry) for entry in answer["actions"]["LINK"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise failed(f"{tool.name} {tool.version} gave an answer without {error}") from None
+            raise failed(redact(f"{tool.name} {tool.version} gave an answer without {error}")) from None
     return tuple(sorted(packages, key=lambda package: package.name))
 
 
@@ -287,5 +289,5 @@ def _ask(
     if done.returncode != 0 or answer is None:
         problems = answer.get("solver_problems", []) if isinstance(answer, dict) else []
         said = "\n         ".join(problems) or (done.stderr or done.stdout).strip()[-800:]
-        raise failed(said or f"exit code {done.returncode}")
+        raise failed(redact(said) or f"exit code {done.returncode}")
     return answer

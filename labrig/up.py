@@ -68,7 +68,8 @@ def up(
     finding = doctor.judge(todo.target, todo.host)
     _say(f"target {todo.target.name}: {finding.verdict} here ({finding.reason})")
     _say(f"engine {todo.engine}: {why or _why_first(todo)}")
-    _say(f"lock   {todo.lock.platform}: current, {len(todo.lock.wheels)} wheels, {todo.lock.size / 1e6:.0f} MB")
+    amount = "" if todo.engine == "conda" else f", {len(todo.lock.wheels)} wheels, {todo.lock.size / 1e6:.0f} MB"
+    _say(f"lock   {todo.lock.platform}: current{amount}")
     made = environment.make(todo, overrides=overrides, offline=offline)
     _say(f"built  {made.reference}")
     failure: LabrigError | None = None

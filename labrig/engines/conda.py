@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +26,12 @@ from labrig.lock import Lock
 from labrig.spec import Target
 
 SCRIPTS = "etc/conda/activate.d"  # what packages want to be sourced in an activated environment (conda docs)
-SOURCE = 'for script in "$CONDA_PREFIX"/' + SCRIPTS + '/*.sh; do . "$script" >&2; done; env -0'
+# $0 is a Python: env -0 is not everywhere.
+SOURCE = (
+    f'for script in "$CONDA_PREFIX"/{SCRIPTS}/*.sh; do . "$script" >&2; done; '
+    'exec "$0" -I -c "import json, os, sys; json.dump(dict(os.environ), sys.stdout)"'
+)
+SHELLS_OWN = ("_", "PWD", "OLDPWD", "SHLVL")  # variables that the shell that sources them adds
 SOURCE_TIMEOUT = 60  # seconds
 CUDA = "CONDA_OVERRIDE_CUDA"
 
@@ -128,9 +135,10 @@ def activated(outer: Mapping[str, str], prefix: Path) -> dict[str, str]:
     }
     if not any((prefix / SCRIPTS).glob("*.sh")):
         return inner
+    shell = shutil.which("bash") or "/bin/sh"  # conda itself is used in bash mostly, and some scripts count on it
     try:
         done = subprocess.run(
-            ["/bin/sh", "-c", SOURCE], env=inner, stdin=subprocess.DEVNULL, capture_output=True, check=True,
+            [shell, "-c", SOURCE, sys.executable], env=inner, stdin=subprocess.DEVNULL, capture_output=True, check=True,
             timeout=SOURCE_TIMEOUT,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
@@ -140,14 +148,13 @@ def activated(outer: Mapping[str, str], prefix: Path) -> dict[str, str]:
             found=said.decode(errors="replace").strip()[-500:],
             fix="invoke clean --target=NAME, then build it again",
         ) from None
-    lines = done.stdout.decode(errors="surrogateescape").split("\0")
-    return dict(line.split("=", 1) for line in lines if "=" in line)
+    found: dict[str, str] = json.loads(done.stdout)
+    return {name: value for name, value in found.items() if name in inner or name not in SHELLS_OWN}
 
 
 def _facts(prefix: Path) -> dict[str, Any]:
     """What the conda program lists; without it that is an error, and the checks that need it fail."""
-    place = prefix if (prefix / native.MARK).exists() else prefix.parents[2]
     try:
-        return {"listed": condatool.read_list(condatool.find(), place)}
+        return {"listed": condatool.read_list(condatool.find(), prefix)}
     except LabrigError as error:
         return {"listed": {"error": " ".join(str(error).split())}}

@@ -37,7 +37,17 @@ class Checkout:
 def copy_checkout(folder: Path, address: str, program: Path, pythons: dict[str, str] | None = None) -> Checkout:
     """The checkout's files, with the exact Pythons of [conda.python] replaced."""
     root = folder / "checkout"
-    for name in ("tasks.py", "pyproject.toml", "images", "templates", "labrig", "labs", "tests", "README.md"):
+    for name in (
+        "tasks.py",
+        "pyproject.toml",
+        "images",
+        "templates",
+        "labrig",
+        "labs",
+        "tests",
+        "README.md",
+        ".github",
+    ):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.conda.lock"))

@@ -12,17 +12,22 @@ import pytest
 from labrig import checks, environment, labs, support, verify
 
 ROOT = Path(__file__).parents[2]
-DOCKER = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 PROVEN = [
-    pytest.param(target, engine, id=f"{target}-{engine}", marks=DOCKER if engine == "docker" else [])
+    pytest.param(target, engine, id=f"{target}-{engine}", marks=pytest.mark.docker if engine == "docker" else ())
     for target, engine in sorted(support.PROVEN)
 ]
 
 
 @pytest.mark.parametrize(("target", "engine"), PROVEN)
 def test_it_is_built_used_and_proven(
-    target: str, engine: str, tmp_path: Path, record_property: Callable[[str, object], None]
+    target: str,
+    engine: str,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+    request: pytest.FixtureRequest,
 ) -> None:
+    if engine == "docker":
+        request.getfixturevalue("docker_engine")
     made = environment.build(ROOT, target, engine)
     with Path(os.devnull).open("w") as nowhere:
         labs.run(ROOT, made, out=tmp_path / "out", quick=True, stdout=nowhere.fileno())

@@ -405,14 +405,18 @@ def test_the_program_is_told_the_rows_cuda_unless_the_caller_says_another(
         ("print('nothing provides __cuda >=13'); sys.exit(1)", "nothing provides __cuda", "unset it"),
         ("print('No space left on device'); sys.exit(1)", "No space left", "make room"),
         ("print('Could not solve'); sys.exit(1)", "Could not solve", "name a mirror"),
+        ("print('404 https://me:secret@x.example/y'); sys.exit(1)", "404 https://***@x.example/y", "name a mirror"),
     ],
 )
-def test_a_program_that_fails_is_exit_4_and_leaves_nothing(programs: Programs, then: str, says: str, fix: str) -> None:
+def test_a_program_that_fails_is_exit_4_and_leaves_nothing(
+    programs: Programs, then: str, says: str, fix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     programs.put("micromamba", then=MAKE + then)
     with pytest.raises(BuildError, match="micromamba could not make the environment") as caught:
         built()
     assert says in caught.value.found
     assert fix in caught.value.fix
+    assert "secret" not in capfd.readouterr().err + str(caught.value)
     assert not any(home.environments().rglob("bin"))
 
 
@@ -430,12 +434,16 @@ def test_what_a_program_lists_has_one_form(programs: Programs, tmp_path: Path) -
     expected = [{"name": "numpy", "version": "2.0", "build": "py0", "channel": "conda-forge"}]
     assert condatool.read_list(tool, tmp_path) == expected
     assert programs.calls()[-1][0] == ["list", "--json", "--prefix", str(tmp_path)]
-    pixi = {"name": "numpy", "version": "2.0", "build": "py0", "source": "https://conda.example/conda-forge/"}
+    pixi = {"name": "numpy", "version": "2.0", "build": "py0", "source": "https://me:secret@conda.example/conda-forge/"}
     text = quiet.format(python=sys.executable, says="", log=str(programs.log), then=f"print({json.dumps([pixi])!r})")
     (programs.folder / "pixi").write_text(text)
     (programs.folder / "pixi").chmod(0o755)
-    listed = condatool.read_list(condatool.Tool("pixi", programs.folder / "pixi", "0.41.4"), tmp_path)
-    assert listed[0] == {**expected[0], "channel": "https://conda.example/conda-forge/"}
+    workspace = tmp_path / "workspace"
+    pixis = condatool.Tool("pixi", programs.folder / "pixi", "0.41.4")
+    listed = condatool.read_list(pixis, workspace / ".pixi" / "envs" / "default")
+    assert listed[0] == {**expected[0], "channel": "https://***@conda.example/conda-forge/"}
+    manifest = str(workspace / "pixi.toml")
+    assert programs.calls()[-1][0] == ["list", "--json", "--manifest-path", manifest]
 
 
 def test_only_mamba_can_say_an_exact_lock(programs: Programs) -> None:
