@@ -19,10 +19,20 @@ from pathlib import Path
 from labrig.engines import Environment, Session
 from labrig.errors import BuildError
 from labrig.files import write_atomically
+from labrig.host import Host
+from labrig.spec import Target
 
 GUARD = ".building"  # beside an environment, locked while it is built; empty, and left there
 MARK = "labrig.json"  # written last: an environment without it is unfinished and is made anew
 GRACE = 15.0  # seconds that a command in a session has after Ctrl-C; labs take up to 10 to save their state
+
+
+def check(target: Target, host: Host) -> str | None:
+    """Why no native environment of this target can be made here: another platform. None: it can, given its programs."""
+    if host.platform not in target.platforms:
+        here = host.platform or f"{host.os} {host.arch}"
+        return f"target {target.name} is for {', '.join(target.platforms)}; this machine is {here}"
+    return None
 
 
 def is_made(place: Path) -> bool:

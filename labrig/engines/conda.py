@@ -21,8 +21,8 @@ from labrig import conda, condatool, home, native, render
 from labrig.conda import CondaLock
 from labrig.engines import Environment, Fetch, Purpose, Session
 from labrig.errors import BuildError, LabrigError
-from labrig.host import Host
 from labrig.lock import Lock
+from labrig.native import check as check
 from labrig.spec import Target
 
 SCRIPTS = "etc/conda/activate.d"  # what packages want to be sourced in an activated environment (conda docs)
@@ -34,14 +34,6 @@ SOURCE = (
 SHELLS_OWN = ("_", "PWD", "OLDPWD", "SHLVL")  # variables that the shell that sources them adds
 SOURCE_TIMEOUT = 60  # seconds
 CUDA = "CONDA_OVERRIDE_CUDA"
-
-
-def check(target: Target, host: Host) -> str | None:
-    """Why no conda environment of this target can be made here: another platform. None: it can, given a program."""
-    if host.platform not in target.platforms:
-        here = host.platform or f"{host.os} {host.arch}"
-        return f"target {target.name} is for {', '.join(target.platforms)}; this machine is {here}"
-    return None
 
 
 def build(target: Target, lock: Lock, fetch: Fetch, *, root: Path, offline: bool = False) -> Environment:

@@ -14,21 +14,13 @@ from pathlib import Path
 from labrig import home, interpreters, native
 from labrig.engines import PROBE, Environment, Fetch, Purpose, Session
 from labrig.errors import BuildError
-from labrig.host import Host
 from labrig.lock import Lock
+from labrig.native import check as check
 from labrig.progress import megabytes
 from labrig.spec import Target
 
 INSTALL_TIMEOUT = 1800  # seconds
 UNPACKED = 4  # an environment takes about so many times the bytes of its wheels
-
-
-def check(target: Target, host: Host) -> str | None:
-    """Why no native environment of this target can be made here: another platform. None: it can."""
-    if host.platform not in target.platforms:
-        here = host.platform or f"{host.os} {host.arch}"
-        return f"target {target.name} is for {', '.join(target.platforms)}; this machine is {here}"
-    return None
 
 
 def build(target: Target, lock: Lock, fetch: Fetch, *, root: Path | None = None, offline: bool = False) -> Environment:
