@@ -217,7 +217,7 @@ def read(file: Path) -> CondaLock:
         target, platform, inputs = (data[key] for key in ("target", "platform", "inputs"))
         if (target, f"{platform}.conda.lock") != (file.parent.name, file.name):
             raise ValueError(f"it says that it is for {target} on {platform}")
-        return CondaLock(target, platform, str(inputs), tuple(_package(entry, platform) for entry in data["package"]))
+        return CondaLock(target, platform, str(inputs), tuple(package(entry, platform) for entry in data["package"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise LockError(
@@ -227,22 +227,27 @@ def read(file: Path) -> CondaLock:
         ) from None
 
 
-def _package(entry: Mapping[str, Any], platform: str) -> Package:
-    package = Package(**entry)
-    texts = [getattr(package, key) for key in ("name", "version", "build", "subdir", "file", "sha256", "md5")]
+def package(entry: Mapping[str, Any], platform: str) -> Package:
+    """A package of a lock for a platform, from its fields.
+
+    Raises:
+        ValueError, TypeError: they are not what they must be.
+    """
+    one = Package(**entry)
+    texts = [getattr(one, key) for key in ("name", "version", "build", "subdir", "file", "sha256", "md5")]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"something is no text: {dict(entry)}")
-    named = FILE.fullmatch(package.file)
-    if not named or named.group("name", "version", "build") != (package.name, package.version, package.build):
-        raise ValueError(f"{package.name} {package.version} {package.build} names the file {package.file!r}")
-    if package.subdir not in (SUBDIRS.get(platform), "noarch"):
-        raise ValueError(f"subdir of {package.name} is {package.subdir!r}")
+    named = FILE.fullmatch(one.file)
+    if not named or named.group("name", "version", "build") != (one.name, one.version, one.build):
+        raise ValueError(f"{one.name} {one.version} {one.build} names the file {one.file!r}")
+    if one.subdir not in (SUBDIRS.get(platform), "noarch"):
+        raise ValueError(f"subdir of {one.name} is {one.subdir!r}")
     for digest, digits in (("sha256", 64), ("md5", 32)):
-        if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", getattr(package, digest)):
-            raise ValueError(f"{digest} of {package.name} is {getattr(package, digest)!r}")
-    if not isinstance(package.size, int) or isinstance(package.size, bool) or package.size <= 0:
-        raise ValueError(f"size of {package.name} is {package.size!r}")
-    return package
+        if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", getattr(one, digest)):
+            raise ValueError(f"{digest} of {one.name} is {getattr(one, digest)!r}")
+    if not isinstance(one.size, int) or isinstance(one.size, bool) or one.size <= 0:
+        raise ValueError(f"size of {one.name} is {one.size!r}")
+    return one
 
 
 def _conda(target: Target) -> spec.Conda:

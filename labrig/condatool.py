@@ -20,7 +20,7 @@ from typing import Any
 
 from labrig import compat, program
 from labrig.compat import SUBDIRS
-from labrig.conda import FILE, Package, Pin
+from labrig.conda import FILE, Package, Pin, package
 from labrig.errors import BuildError, HostError, LockError
 from labrig.indexes import redact
 from labrig.lock import quoted
@@ -213,16 +213,25 @@ def read_list(tool: Tool, prefix: Path) -> list[dict[str, str]]:
     words = ["list", "--json", "--prefix", str(prefix)]
     if tool.name == "pixi":
         words = ["list", "--json", "--manifest-path", str(prefix.parents[2] / "pixi.toml")]
-    found = _ask(tool, words, {}, lambda reason: BuildError(f"{tool.name} does not list {prefix}", found=reason))
-    return [
-        {
-            "name": str(entry["name"]),
-            "version": str(entry["version"]),
-            "build": str(entry.get("build_string") or entry.get("build") or ""),
-            "channel": redact(str(entry.get("channel") or entry.get("source") or "")),
-        }
-        for entry in found
-    ]
+
+    def failed(reason: str) -> BuildError:
+        return BuildError(f"{tool.name} does not list {prefix}", found=reason)
+
+    found = _ask(tool, words, {}, failed)
+    try:
+        if not isinstance(found, list):
+            raise TypeError("no list")
+        return [
+            {
+                "name": str(entry["name"]),
+                "version": str(entry["version"]),
+                "build": str(entry.get("build_string") or entry.get("build") or ""),
+                "channel": redact(str(entry.get("channel") or entry.get("source") or "")),
+            }
+            for entry in found
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise failed(f"{tool.name} {tool.version} gave an answer that is not understood: {error}") from None
 
 
 def solve(tool: Tool, asked: str, platform: str, variables: Mapping[str, str]) -> tuple[Package, ...]:
@@ -256,20 +265,22 @@ def solve(tool: Tool, asked: str, platform: str, variables: Mapping[str, str]) -
 
         answer = _ask(tool, words, {"CONDA_OVERRIDE_CUDA": "", **variables}, failed)
         try:
-            packages = [_package(entry) for entry in answer["actions"]["LINK"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise failed(redact(f"{tool.name} {tool.version} gave an answer without {error}")) from None
+            packages = [_package(entry, platform) for entry in answer["actions"]["LINK"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            # Of packages in its cache it may leave digests out (mamba-org/mamba#2346).
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            said = redact(f"{tool.name} {tool.version} answered what cannot be locked: {what}")
+            raise failed(f"{said}; {tool.name} clean --packages may help") from None
     return tuple(sorted(packages, key=lambda package: package.name))
 
 
-def _package(entry: Mapping[str, Any]) -> Package:
+def _package(entry: Mapping[str, Any], platform: str) -> Package:
+    """A package as the solver tells it, with an address; the name of its file says the rest."""
     subdir, file = str(entry["url"]).rsplit("/", 2)[1:]
     named = FILE.fullmatch(file)
-    if named is None:
-        raise ValueError(f"a package's file in {entry['url']}")
-    return Package(
-        named["name"], named["version"], named["build"], subdir, file, entry["sha256"], entry["md5"], int(entry["size"])
-    )
+    fields = named.groupdict() if named else {key: entry[key] for key in ("name", "version", "build")}
+    digests = {key: entry[key] for key in ("sha256", "md5", "size")}
+    return package({**fields, "subdir": subdir, "file": file, **digests}, platform)
 
 
 def _ask(

@@ -452,6 +452,57 @@ def test_only_mamba_can_say_an_exact_lock(programs: Programs) -> None:
         condatool.solve(condatool.find(), "", PLATFORM, {})
 
 
+LINK = {
+    "name": "numpy", "version": "2.0.1", "build": "py0_1", "build_string": "py0_1", "subdir": "linux-64", "size": 9,
+    "url": "https://conda.example/conda-forge/linux-64/numpy-2.0.1-py0_1.conda", "sha256": "a" * 64, "md5": "b" * 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, ""),
+        ({"sha256": ""}, "sha256 of numpy is ''"),
+        ({"md5": None}, "something is no text"),
+        ({"size": 0}, "size of numpy is 0"),
+        ({"url": "https://conda.example/conda-forge/win-64/numpy-2.0.1-py0_1.conda"}, "subdir of numpy is 'win-64'"),
+        ({"url": "https://me:secret@conda.example/x"}, ""),
+        ({"url": "https://conda.example/conda-forge/linux-64/numpy"}, "names the file 'numpy'"),
+    ],
+)
+def test_what_a_solver_answers_becomes_a_lock_only_if_it_can_be_one(
+    programs: Programs, change: dict[str, Any], says: str
+) -> None:
+    """mamba leaves digests out of what is in its cache (mamba-org/mamba#2346)."""
+    answer = json.dumps({"actions": {"LINK": [LINK | change]}})
+    quiet = PROGRAM.replace('print("a line of the program")\n', "")
+    file = programs.put("micromamba")
+    file.write_text(quiet.format(python=sys.executable, says="2.3.0", log=str(programs.log), then=f"print({answer!r})"))
+    if not change:
+        assert condatool.solve(condatool.find(), "", PLATFORM, {}) == (GOOD,)
+        said, _, _ = programs.calls()[-1]
+        assert said[:6] == ["create", "--yes", "--dry-run", "--json", "--platform", "linux-64"]
+        return
+    with pytest.raises(LockError, match="no conda lock for linux_x86_64; the old one is untouched") as caught:
+        condatool.solve(condatool.find(), "", PLATFORM, {})
+    assert says in caught.value.found
+    assert "micromamba clean --packages" in caught.value.found
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "then", ["print('no json')", "print('{}')", "print('[1]')", "sys.exit(3)", "print('{\"actions\": 1}')"]
+)
+def test_garbage_of_a_program_is_an_error_of_ours(programs: Programs, then: str, tmp_path: Path) -> None:
+    quiet = PROGRAM.replace('print("a line of the program")\n', "")
+    file = programs.put("micromamba")
+    file.write_text(quiet.format(python=sys.executable, says="2.3.0", log=str(programs.log), then=then))
+    with pytest.raises(LockError, match="no conda lock"):
+        condatool.solve(condatool.find(), "", PLATFORM, {})
+    with pytest.raises(BuildError, match="does not list"):
+        condatool.read_list(condatool.find(), tmp_path)
+
+
 # --- choosing, entering -----------------------------------------------------------------------------------------------
 
 
