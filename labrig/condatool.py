@@ -61,14 +61,14 @@ class Tool:
 
 
 def find() -> Tool:
-    """The first of the tools on PATH that answers and is new enough.
+    """The first of the tools on PATH, or that an initialised shell names, that answers and is new enough.
 
     Raises:
         HostError: there is none; what was tried, and how to install one.
     """
     tried = []
     for name in ("micromamba", "mamba", "conda", "pixi"):
-        path = shutil.which(name)
+        path = _where(name)
         if path is None:
             continue
         version = _version(Path(path))
@@ -85,6 +85,15 @@ def find() -> Tool:
         found="; ".join(tried) or "no micromamba, mamba, conda or pixi on PATH",
         fix=INSTALL,
     )
+
+
+def _where(name: str) -> str | None:
+    """The program on PATH; else the one behind the shell function that `micromamba shell init` and `conda init` set up,
+    whose folder need not be on PATH (mamba-org/mamba#2577)."""
+    if path := shutil.which(name):
+        return path
+    named = [os.environ.get(variable, "") for variable in ("MAMBA_EXE", "CONDA_EXE")]
+    return next((path for path in named if Path(path).name == name and os.access(path, os.X_OK)), None)
 
 
 def lacking() -> str:

@@ -278,6 +278,20 @@ def test_the_first_program_in_order_is_taken(programs: Programs, names: list[str
     assert tool.is_mamba == (names[0] in ("micromamba", "mamba"))
 
 
+@pytest.mark.parametrize(
+    ("variable", "name"), [("MAMBA_EXE", "micromamba"), ("MAMBA_EXE", "mamba"), ("CONDA_EXE", "conda")]
+)
+def test_a_program_that_only_an_initialised_shell_knows_is_found(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, name: str
+) -> None:
+    place = programs.put(name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv(variable, str(place))
+    assert condatool.find().path == place
+    monkeypatch.setenv(variable, str(place.with_name("gone")))
+    assert condatool.lacking()
+
+
 def test_a_program_that_does_not_answer_or_is_too_old_is_passed_over_and_said(programs: Programs) -> None:
     programs.put("micromamba", "1.5.8")
     (programs.folder / "mamba").write_text("#!/bin/sh\nexit 127\n")
