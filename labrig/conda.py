@@ -11,10 +11,12 @@ import hashlib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -80,8 +82,12 @@ def channel(target: Target) -> str:
         UsageError: the override is no address.
     """
     value = os.environ.get(OVERRIDE, "")
-    if value and not spec.ADDRESS.fullmatch(value):
-        raise UsageError(f"{OVERRIDE} is no address", found=repr(value), fix="an https, http or file address")
+    if value and not (spec.ADDRESS.fullmatch(value) and (value.startswith("file:") or urlsplit(value).hostname)):
+        raise UsageError(
+            f"{OVERRIDE} is no address",
+            found="its value is not shown, as it may hold a password",
+            fix="an https, http or file address; what is special in a password is written %40 for @ and so on",
+        )
     return value.rstrip("/") or _conda(target).channel
 
 
@@ -170,7 +176,26 @@ def load(target: Target, locked: Lock, images: Path) -> CondaLock | None:
             found=f"{file.parent.name}/{file.name} was made from an older row of images/targets.toml or an older lock",
             fix=f"invoke lock --engine=conda --target={target.name}, or remove it: the solver then chooses anew",
         )
+    if wrong := uncovered(found.packages, pins(target, locked)):
+        raise LockError(
+            f"{file.parent.name}/{file.name} is damaged",
+            found=wrong,
+            fix=f"invoke lock --engine=conda --target={target.name} --upgrade",
+        )
     return found
+
+
+def uncovered(packages: Sequence[Package], asked: Sequence[Pin]) -> str:
+    """What keeps packages from being a lock of the pins (one missing, another one, one twice), or an empty text."""
+    names = [one.name for one in packages]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        return f"{', '.join(twice)}: more than once"
+    there = {one.name: one for one in packages}
+    for pin in asked:
+        one = there.get(pin.name)
+        if one is None or one.version != pin.version or not fnmatchcase(one.build, pin.build or "*"):
+            return f"{pin} is pinned, and it has {f'{one.version} {one.build}' if one else 'none'}"
+    return ""
 
 
 def explicit(locked: CondaLock, address: str, digest: str) -> str:

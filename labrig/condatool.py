@@ -308,6 +308,9 @@ def _ask(
         answer = None
     if done.returncode != 0 or answer is None:
         problems = answer.get("solver_problems", []) if isinstance(answer, dict) else []
-        said = "\n         ".join(problems) or (done.stderr or done.stdout).strip()[-800:]
+        said = (
+            "\n         ".join(map(str, problems if isinstance(problems, list) else ()))
+            or (done.stderr or done.stdout).strip()[-800:]
+        )
         raise failed(redact(said) or f"exit code {done.returncode}")
     return answer

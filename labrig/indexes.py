@@ -162,6 +162,7 @@ def redact(text: str) -> str:
     Everything up to the last ``@`` of a URL goes, so that a password with an unescaped ``/`` does not show either.
     """
     text = re.sub(r"(://)[^\s'\"]*@", r"\1***@", text)
+    text = re.sub(r"(://[^\s'\"]*?/t/)[^/\s'\"]+", r"\1***", text)  # conda's token: https://HOST/t/TOKEN/CHANNEL
     return re.sub(r"(://[^\s'\"?#]*)\?[^\s'\"#]*", r"\1?***", text)
 
 

@@ -138,6 +138,12 @@ def lock_conda(
         asked = render.render_environment_yml(target, locked, root / "templates", conda.channel(target))
         try:
             packages = condatool.solve(tool, asked, where, conda.virtual_packages(target, where))
+            if wrong := conda.uncovered(packages, conda.pins(target, locked)):
+                raise LockError(
+                    f"{tool.name} chose what the pins of target {target.name} do not allow",
+                    found=wrong,
+                    fix=f"look at {tool.path} and its settings; the old lock is untouched",
+                )
         except LockError as error:
             failures.append(error)
             continue

@@ -71,7 +71,8 @@ class Record:
                 found="; ".join(f"{r.id}: expected {r.expected}, found {r.found} ({r.reason})" for r in failed),
                 fix="invoke doctor says what this host can run"
                 if {result.id for result in failed} == {"device"}
-                else f"invoke clean --target={self.target}, then invoke build --target={self.target}",
+                else f"invoke clean --target={self.target}, then "
+                f"invoke build --target={self.target} --engine={self.engine}",
             )
 
 

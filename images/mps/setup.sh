@@ -36,6 +36,7 @@ case "$(uname -s)-$(uname -m)" in
 esac
 
 macos=$(sw_vers -productVersion 2>/dev/null) || macos=
+case $macos in [0-9]*) ;; *) macos= ;; esac
 if [ -z "$macos" ]; then
     echo "The version of macOS could not be read (sw_vers): the wheels need 14.0 or newer, MPS 14.0 or newer." >&2
 elif older "$macos" 14.0; then

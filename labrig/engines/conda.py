@@ -19,8 +19,9 @@ from typing import Any
 
 from labrig import conda, condatool, home, native, render
 from labrig.conda import CondaLock
+from labrig.condatool import Tool
 from labrig.engines import Environment, Fetch, Purpose, Session
-from labrig.errors import BuildError, LabrigError
+from labrig.errors import BuildError
 from labrig.lock import Lock
 from labrig.native import check as check
 from labrig.spec import Target
@@ -107,10 +108,17 @@ def folder(target: Target, lock: Lock, root: Path) -> Path:
 
 @contextlib.contextmanager
 def session(environment: Environment, purpose: Purpose = "shell", folders: Sequence[Path] = ()) -> Iterator[Session]:
-    """Enter the environment, activated as conda would do it: PATH, CONDA_PREFIX, the scripts of its packages."""
+    """Enter the environment, activated as conda would do it: PATH, CONDA_PREFIX, the scripts of its packages.
+
+    Raises:
+        HostError: to verify it, and no program here can list it.
+    """
     prefix = Path(environment.reference)
     entered = native.enter(environment, activated(os.environ, prefix))
-    yield replace(entered, facts=lambda: _facts(prefix))
+    if purpose == "verify":
+        tool = condatool.find()
+        entered = replace(entered, facts=lambda: _facts(tool, prefix))
+    yield entered
 
 
 def activated(outer: Mapping[str, str], prefix: Path) -> dict[str, str]:
@@ -144,9 +152,9 @@ def activated(outer: Mapping[str, str], prefix: Path) -> dict[str, str]:
     return {name: value for name, value in found.items() if name in inner or name not in SHELLS_OWN}
 
 
-def _facts(prefix: Path) -> dict[str, Any]:
-    """What the conda program lists; without it that is an error, and the checks that need it fail."""
+def _facts(tool: Tool, prefix: Path) -> dict[str, Any]:
+    """What the conda program lists; where it does not, the checks that need it fail with its reason."""
     try:
-        return {"listed": condatool.read_list(condatool.find(), prefix)}
-    except LabrigError as error:
+        return {"listed": condatool.read_list(tool, prefix)}
+    except BuildError as error:
         return {"listed": {"error": " ".join(str(error).split())}}

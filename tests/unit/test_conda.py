@@ -100,11 +100,12 @@ def test_virtual_packages_describe_the_lowest_machine() -> None:
     assert conda.virtual_packages(mps, "macos_arm64") == {"CONDA_OVERRIDE_OSX": mps.macos}
 
 
-@pytest.mark.parametrize("value", ["conda-forge", "ftp://x", "https://x y"])
+@pytest.mark.parametrize("value", ["conda-forge", "ftp://x", "https://x y", "https://me:sec@ret@", "https:///x"])
 def test_an_override_that_is_no_address_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(conda.OVERRIDE, value)
-    with pytest.raises(UsageError, match=conda.OVERRIDE):
+    with pytest.raises(UsageError, match=conda.OVERRIDE) as caught:
         conda.channel(CPU)
+    assert value not in str(caught.value), "it may hold a password"
 
 
 def test_an_override_is_channel_and_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,10 +184,44 @@ def test_what_is_no_lock_is_damaged(tmp_path: Path, text: str) -> None:
         conda.read(file)
 
 
+def covering() -> tuple[Package, ...]:
+    """A package for every pin of the target."""
+    found = [(pin.name, pin.version, pin.build.replace("*", "0") or "h0") for pin in pins(CPU)]
+    return tuple(Package(*one, "linux-64", f"{'-'.join(one)}.conda", "a" * 64, "b" * 32, 9) for one in found)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "twice", "another version", "another build", "none at all"])
+def test_a_lock_that_does_not_cover_the_pins_is_damaged(tmp_path: Path, wrong: str) -> None:
+    locked = lock.load(CPU, PLATFORM, IMAGES)
+    good = covering()
+    torch = next(one for one in good if one.name == "pytorch")
+    other = torch.file.replace(torch.version, "9.9")
+    packages = {
+        "missing": tuple(one for one in good if one is not torch),
+        "twice": (*good, torch),
+        "another version": tuple(
+            dataclasses.replace(one, version="9.9", file=other) if one is torch else one for one in good
+        ),
+        "another build": tuple(
+            dataclasses.replace(one, build="rocm_0", file=one.file.replace(one.build, "rocm_0"))
+            if one is torch
+            else one
+            for one in good
+        ),
+        "none at all": (),
+    }[wrong]
+    file = conda.write(CondaLock("cpu", PLATFORM, conda.inputs_digest(CPU, locked), packages), tmp_path)
+    if not packages:
+        file.write_text(file.read_text() + "package = []\n")
+    with pytest.raises(LockError, match="damaged") as caught:
+        conda.load(CPU, locked, tmp_path)
+    assert caught.value.code == 4
+
+
 def test_a_lock_of_older_pins_is_stale(tmp_path: Path) -> None:
     locked = lock.load(CPU, PLATFORM, IMAGES)
     assert conda.load(CPU, locked, tmp_path) is None
-    current = CondaLock("cpu", PLATFORM, conda.inputs_digest(CPU, locked), (GOOD,))
+    current = CondaLock("cpu", PLATFORM, conda.inputs_digest(CPU, locked), covering())
     conda.write(current, tmp_path)
     assert conda.load(CPU, locked, tmp_path) == current
     newer = dataclasses.replace(
@@ -351,6 +386,7 @@ def test_pixi_makes_it_of_a_workspace(programs: Programs) -> None:
         assert said == ["install", "--manifest-path", str(workspace / "pixi.toml")]
         assert prefix == workspace / ".pixi" / "envs" / "default"
         manifest = tomllib.loads(files[said[-1]])
+        assert Path(said[-1]).stat().st_mode & 0o077 == 0, "a mirror's address may hold a password"
         assert target.conda
         assert manifest["workspace"]["channels"] == [target.conda.channel]
         assert manifest["workspace"]["platforms"] == [compat.SUBDIRS[target.platforms[0]]]
@@ -485,7 +521,7 @@ LINK = {
     ],
 )
 def test_what_a_solver_answers_becomes_a_lock_only_if_it_can_be_one(
-    programs: Programs, change: dict[str, Any], says: str
+    programs: Programs, change: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """mamba leaves digests out of what is in its cache (mamba-org/mamba#2346)."""
     answer = json.dumps({"actions": {"LINK": [LINK | change]}})
@@ -495,6 +531,11 @@ def test_what_a_solver_answers_becomes_a_lock_only_if_it_can_be_one(
     if not change:
         assert condatool.solve(condatool.find(), "", PLATFORM, {}) == (GOOD,)
         said, _, _ = programs.calls()[-1]
+        monkeypatch.setenv("CONDA_OVERRIDE_CUDA", "12.1")
+        monkeypatch.setenv("CONDA_OVERRIDE_GLIBC", "2.1")
+        condatool.solve(condatool.find(), "", PLATFORM, {"CONDA_OVERRIDE_GLIBC": "2.28"})
+        kept = programs.calls()[-1][2]
+        assert (kept["CONDA_OVERRIDE_CUDA"], kept["CONDA_OVERRIDE_GLIBC"]) == ("", "2.28"), "not this machine's"
         assert said[:6] == ["create", "--yes", "--dry-run", "--json", "--platform", "linux-64"]
         return
     with pytest.raises(LockError, match="no conda lock for linux_x86_64; the old one is untouched") as caught:
@@ -505,7 +546,17 @@ def test_what_a_solver_answers_becomes_a_lock_only_if_it_can_be_one(
 
 
 @pytest.mark.parametrize(
-    "then", ["print('no json')", "print('{}')", "print('[1]')", "sys.exit(3)", "print('{\"actions\": 1}')"]
+    "then",
+    [
+        "print('no json')",
+        "print('{}')",
+        "print('[1]')",
+        "sys.exit(3)",
+        "print('{\"actions\": 1}')",
+        "print('[1]'); sys.exit(1)",
+        "print('{\"solver_problems\": null}'); sys.exit(1)",
+        "print('{\"solver_problems\": [{}]}'); sys.exit(1)",
+    ],
 )
 def test_garbage_of_a_program_is_an_error_of_ours(programs: Programs, then: str, tmp_path: Path) -> None:
     quiet = PROGRAM.replace('print("a line of the program")\n', "")

@@ -224,6 +224,7 @@ def test_a_variable_that_names_no_index(environ: dict[str, str], no_pip: None) -
         ("https://token@host.example/simple", "https://***@host.example/simple"),
         ("at https://u:p@a.example/x and http://v:w@b.example", "at https://***@a.example/x and http://***@b.example"),
         ("https://u:p/w@host.example/simple", "https://***@host.example/simple"),
+        ("at https://host.example/t/tk-123/conda-forge: 404", "at https://host.example/t/***/conda-forge: 404"),
         ("https://host.example/x?token=abc#sha256=1", "https://host.example/x?***#sha256=1"),
     ],
 )
