@@ -5,6 +5,7 @@ learner would skip lives here, in one file:
 
     lab = harness.start("06_images", title=..., paradigm=..., task=..., data=..., seconds=...)
     lab.device, lab.seed, lab.quick         the flags, already checked
+    lab.read("houses.csv.gz")               a file of labs/data, if it is the one of the manifest
     lab.data / metric / baseline / gate     what goes into metrics.json
     lab.steps / log / resume                progress, curves.csv, Ctrl-C between steps, state.pt
     lab.plot                                one picture in the house style
@@ -22,9 +23,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import gzip
 import hashlib
 import importlib.metadata
+import io
 import json
+import lzma
 import math
 import operator
 import os
@@ -44,6 +48,7 @@ from typing import Any, NoReturn
 T0 = time.perf_counter()  # the first line of a lab imports this file, so this is the start of its clock
 
 SCHEMA = "lab-metrics/1"
+DATA = Path(__file__).resolve().parent / "data"
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq,
 }  # fmt: skip
@@ -300,6 +305,44 @@ class Lab:
             {"name": name, "sha256": digest.hexdigest(), "rows": rows, "licence": licence, "synthetic": synthetic}
         )
 
+    def read(self, name: str) -> Any:
+        """A file of labs/data: text of a .txt.xz, else a dict of arrays, one per column or entry.
+
+        Columns of numbers are float64 with NaN where a cell is empty, the others are text. A file that is absent, or
+        whose SHA-256 is not the manifest's, stops the lab with exit code 4.
+        """
+        import numpy as np
+
+        path = DATA / name
+        try:
+            about = json.loads((DATA / "manifest.json").read_text(encoding="utf-8"))["files"][name]
+            content = path.read_bytes()
+        except (OSError, ValueError, KeyError) as error:
+            why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            raise LabStop(
+                4, f"{path} cannot be read ({why}); get the folder labs/data again: git checkout labs/data"
+            ) from error
+        if (digest := hashlib.sha256(content).hexdigest()) != about["sha256"]:
+            raise LabStop(4, f"{path} is not the file this lab was measured on: expected sha256 {about['sha256'][:16]}, "
+                             f"found {digest[:16]}; get it again: git checkout labs/data")  # fmt: skip
+        self._record["data"].append({"name": name, "sha256": digest, "rows": about["rows"], "licence": about["licence"],
+                                     "synthetic": False})  # fmt: skip
+        if name.endswith(".npz"):
+            with np.load(io.BytesIO(content), allow_pickle=False) as entries:
+                return dict(entries)
+        if name.endswith(".xz"):
+            return lzma.decompress(content).decode()
+        rows = csv.reader(io.StringIO(gzip.decompress(content).decode()), delimiter="\t" if ".tsv" in name else ",",
+                          quoting=csv.QUOTE_NONE if ".tsv" in name else csv.QUOTE_MINIMAL)  # fmt: skip
+        header = next(rows)
+        table = {}
+        for column, cells in zip(header, zip(*rows, strict=True), strict=True):
+            try:
+                table[column] = np.array([float(cell or "nan") for cell in cells])
+            except ValueError:
+                table[column] = np.array(cells)
+        return table
+
     def metric(self, name: str, value: float, unit: str = "", *, better: str = "higher") -> float:
         """A number of ours. Returned as a plain float."""
         entry = {"value": _number(value), "unit": unit, "better": better}
@@ -338,6 +381,10 @@ class Lab:
     def honest(self, text: str, ours: float, theirs: float) -> None:
         """A comparison that we lose, or hardly win. It is shown on the report, never hidden."""
         self._record["honest"].append({"text": text, "ours": _number(ours), "theirs": _number(theirs)})
+
+    def split(self, **values: float) -> None:
+        """The values of one split, seed or fold, where a gate uses the mean of several."""
+        self._record["splits"].append({name: _number(value) for name, value in values.items()})
 
     def fallback(self, op: str, *, to: str, why: str) -> None:
         """A step that this device cannot do and that ran elsewhere."""
