@@ -24,25 +24,29 @@ def run(
     environment: Environment,
     labs: Sequence[str] = (),
     *,
+    paradigms: Sequence[str] = (),
     out: Path | None = None,
     device: str = "auto",
     quick: bool = False,
-    jobs: int = 2,
+    jobs: int = 0,
     as_json: bool = False,
     stdout: int | None = None,
 ) -> Path:
-    """Run labs (all, if none are named) and write their results and the report; gives the results' folder.
+    """Run labs (all, unless some or paradigms are named), write results and report; gives the results' folder.
 
     The runner prints its table, or with ``as_json`` its document, to stdout or to the descriptor ``stdout``. A lab
-    whose script, data, arguments and torch are those of its stored result is not run again.
+    whose script, data, arguments and torch are those of its stored result is not run again. ``jobs`` of 0 leaves the
+    number of labs side by side to the runner, which knows the CPU quota.
 
     Raises:
         LabError: a gate was missed or a lab failed.
         HostError: a named device is absent.
-        UsageError: no such lab.
+        UsageError: no such lab or paradigm.
     """
     out = out or results_folder(root, environment, quick=quick)
-    command = ["-m", "labs", "run", *labs, "--out", str(out), "--device", device, "--jobs", str(jobs)]
+    command = ["-m", "labs", "run", *labs, "--out", str(out), "--device", device]
+    command += [f"--paradigm={name}" for name in paradigms]
+    command += ["--jobs", str(jobs)] if jobs else []
     command += ["--quick"] * quick + ["--json"] * as_json
     with engines.load(environment.engine).session(environment, "labs", [out]) as session, _lifeline():
         code = session.run(

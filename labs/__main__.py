@@ -25,6 +25,9 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run labs, write files and report.html")
     run.add_argument("ids", nargs="*", metavar="ID", help="01 or 01_tensors; all when none is named")
+    run.add_argument("--lab", action="append", default=[], metavar="ID", help="the same, as a flag (repeatable)")
+    run.add_argument("--paradigm", action="append", default=[], metavar="NAME",
+                     help="all labs of a paradigm, such as supervised (repeatable)")  # fmt: skip
     run.add_argument("--jobs", type=_whole(1), help="labs side by side (default: 2, or fewer if the CPU quota is 1)")
     run.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     run.add_argument("--seed", type=_whole(0), default=0)
@@ -33,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument("--full", action="store_true", help="sizes for a GPU")
     run.add_argument("--out", type=Path, default=Path("results/latest"), metavar="RUN")
     run.add_argument("--threads", type=_whole(1), default=1, help="CPU threads per lab")
-    run.add_argument("--timeout", type=_seconds, default=900.0, metavar="S", help="per lab, in seconds (default 900)")
+    run.add_argument("--timeout", type=_limit, default=900.0, metavar="S", help="per lab, in seconds (default 900)")
+    run.add_argument("--memory", type=_limit, default=4096.0, metavar="MIB", help="per lab, in MiB (default 4096)")
     run.add_argument("--progress", default="auto", choices=["auto", "plain", "json", "off"])
     run.add_argument("--json", action="store_true", help="print the results as a JSON array")
 
@@ -56,18 +60,27 @@ def _whole(low: int) -> Any:
     return whole_number
 
 
-def _seconds(text: str) -> float:
-    if not 0 < (value := float(text)) < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is not a time in seconds above 0")
+def _limit(text: str) -> float:
+    if not 0 < (value := float(text)) < 1e7:
+        raise argparse.ArgumentTypeError(f"{text} is not a limit above 0")
     return value
 
 
-def select(ids: list[str]) -> list[Page]:
-    """The pages of the named labs, each once, in reading order; an unknown name says which there are."""
+def select(ids: list[str], paradigms: list[str]) -> list[Page]:
+    """The pages of the named labs and paradigms, each once, in reading order; all if nothing is named.
+
+    Raises LabStop 2 for an unknown name, and says which there are.
+    """
     pages = discover()
-    if not ids:
+    if not ids and not paradigms:
         return list(pages.values())
     wanted = set()
+    for name in paradigms:
+        found = [lab for lab, page in pages.items() if page.paradigm == name]
+        if not found:
+            known = dict.fromkeys(page.paradigm for page in pages.values())
+            raise LabStop(2, f"there is no paradigm {name}; there are: {', '.join(known)}")
+        wanted.update(found)
     for name in ids:
         found = [lab for lab in pages if name in (lab, lab.partition("_")[0])]
         if not found:
@@ -90,11 +103,11 @@ def list_labs(as_json: bool) -> int:
 def run_labs(args: argparse.Namespace) -> int:
     from labs import report, runner
 
-    pages = select(args.ids)
+    pages = select([*args.ids, *args.lab], args.paradigm)
     jobs = args.jobs or min(2, max(1, int(harness.cpu_quota())))
     settings = runner.Settings(
         out=args.out, device=args.device, seed=args.seed, quick=args.quick, full=args.full, threads=args.threads,
-        jobs=jobs, timeout=args.timeout, progress=args.progress,
+        jobs=jobs, timeout=args.timeout, memory=args.memory, progress=args.progress,
     )  # fmt: skip
     runner.warn_about_load(settings)
     harness.stop_with_parent(grace=3 * runner.GRACE_S)

@@ -25,7 +25,6 @@ import contextlib
 import csv
 import gzip
 import hashlib
-import importlib.metadata
 import io
 import json
 import lzma
@@ -177,6 +176,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _version(package: str) -> str | None:
+    import importlib.metadata  # half of this file's own import time, and most runs of the tests never ask
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -313,18 +314,16 @@ class Lab:
         """
         import numpy as np
 
-        path = DATA / name
+        path, again = DATA / name, "take the folder labs/data anew: git checkout labs/data, or another image"
         try:
             about = json.loads((DATA / "manifest.json").read_text(encoding="utf-8"))["files"][name]
             content = path.read_bytes()
-        except (OSError, ValueError, KeyError) as error:
-            why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            raise LabStop(
-                4, f"{path} cannot be read ({why}); get the folder labs/data again: git checkout labs/data"
-            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} in manifest.json: {error}"
+            raise LabStop(4, f"{path} cannot be read ({why}); {again}") from error
         if (digest := hashlib.sha256(content).hexdigest()) != about["sha256"]:
-            raise LabStop(4, f"{path} is not the file this lab was measured on: expected sha256 {about['sha256'][:16]}, "
-                             f"found {digest[:16]}; get it again: git checkout labs/data")  # fmt: skip
+            raise LabStop(4, f"{path} is not the file this lab was measured on: expected sha256 "
+                             f"{about['sha256'][:16]}, found {digest[:16]}; {again}")  # fmt: skip
         self._record["data"].append({"name": name, "sha256": digest, "rows": about["rows"], "licence": about["licence"],
                                      "synthetic": False})  # fmt: skip
         if name.endswith(".npz"):

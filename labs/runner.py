@@ -34,12 +34,13 @@ from labs.page import LABS, Page
 
 SCHEMA = "lab-run/1"
 RESULTS = "results.json"
+SAMPLE_S = 0.5  # between two looks at a lab's memory
 GRACE_S = 10.0  # time to save the state after Ctrl-C; a lab that does not stop by then is killed
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The flags of one run. `timeout` is in seconds, per lab."""
+    """The flags of one run. `timeout` is in seconds, `memory` in MiB, both per lab."""
 
     out: Path
     device: str = "auto"
@@ -49,6 +50,7 @@ class Settings:
     threads: int = 1
     jobs: int = 2
     timeout: float = 900.0
+    memory: float = 4096.0
     progress: str = "auto"
 
 
@@ -62,6 +64,8 @@ class Job:
     began: float
     latest: dict[str, Any] = field(default_factory=dict)
     told: int = 0  # the last tenth that was printed
+    peak_mib: float = 0.0  # of the lab and the processes it started, as far as the samples saw
+    sampled: float = 0.0  # when that was last asked
     reader: threading.Thread | None = None
 
 
@@ -107,13 +111,11 @@ def run(pages: list[Page], settings: Settings) -> list[dict[str, Any]]:
                         show.started(page)
                     time.sleep(0.05)
                     for job in list(running):
-                        late = time.monotonic() - job.began > settings.timeout
-                        if job.process.poll() is None and not late:
-                            continue
-                        reason = None
-                        if job.process.poll() is None:
-                            reason = f"no result within {settings.timeout:g} s (--timeout), stopped"
+                        reason = over_limit(job, settings) if job.process.poll() is None else None
+                        if reason:
                             stop([job], grace=2.0)
+                        if job.process.poll() is None:
+                            continue
                         running.remove(job)
                         ended(job, reason)
                     show.refresh(running)
@@ -246,6 +248,37 @@ def _read(job: Job) -> None:
         job.output.flush()
 
 
+def over_limit(job: Job, settings: Settings) -> str | None:
+    """Why this lab must be stopped now, or None."""
+    now = time.monotonic()
+    if now - job.began > settings.timeout:
+        return f"no result within {settings.timeout:g} s (--timeout), stopped"
+    if now - job.sampled < SAMPLE_S:
+        return None
+    job.sampled = now
+    job.peak_mib = max(job.peak_mib, group_memory_mib(job.process.pid))
+    if job.peak_mib > settings.memory:
+        return f"took {job.peak_mib:,.0f} MiB, more than {settings.memory:,.0f} (--memory), stopped"
+    return None
+
+
+def group_memory_mib(group: int) -> float:
+    """What a process group holds: proportional set sizes (proc_pid_smaps(5)), so that shared pages count once."""
+    if not Path("/proc/self/smaps_rollup").exists():  # macOS: resident sizes in KiB, shared pages counted each time
+        listed = subprocess.run(["ps", "-axo", "pgid=,rss="], capture_output=True, text=True, timeout=10, check=False)
+        pairs = [line.split() for line in listed.stdout.splitlines()]
+        return sum(int(rss) for pgid, rss in pairs if int(pgid) == group) / 1024
+    total = 0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it may end while we look
+            if os.getpgid(int(entry.name)) == group:
+                lines = (entry / "smaps_rollup").read_text(encoding="utf-8").splitlines()
+                total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
 def stop(jobs: list[Job], *, grace: float) -> None:
     """SIGINT, so that the state is saved; after `grace` seconds, or a second Ctrl-C, SIGKILL to the whole group."""
     alive = [job for job in jobs if job.process.poll() is None]
@@ -276,7 +309,8 @@ def judge(job: Job, settings: Settings, device: str, lab_key: str, reason: str |
             job.process.stdin.close()
     job.output.close()
     folder, code = settings.out / job.page.id, job.process.returncode
-    entry: dict[str, Any] = {"key": lab_key, "seconds": round(time.monotonic() - job.began, 3)}
+    entry: dict[str, Any] = {"key": lab_key, "seconds": round(time.monotonic() - job.began, 3),
+                             "peak_mib": round(job.peak_mib, 1)}  # fmt: skip
     if reason == "interrupted" or (reason is None and code == 130):
         return {**entry, "status": "interrupted", "exit": 130, "reason": "interrupted; the next run goes on"}
     if reason is not None:
@@ -326,7 +360,8 @@ def describe(page: Page, out: Path, entry: dict[str, Any], device: str, *, reuse
         "lab": page.id, "title": page.title, "paradigm": page.paradigm, "status": entry["status"],
         "device": record["args"]["device"], "seconds": record["time"]["wall_s"], "metrics": record["metrics"],
         "baselines": record["baselines"], "gates": record["gates"], "plots": record["plots"],
-        "reason": entry.get("reason"), "reused": reused, "exit": entry.get("exit", 130),
+        "peak_mib": entry.get("peak_mib"), "reason": entry.get("reason"), "reused": reused,
+        "exit": entry.get("exit", 130),
     }  # fmt: skip
 
 

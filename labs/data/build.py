@@ -93,7 +93,7 @@ def main() -> int:
         sources = {name: fetch(package, args.packages, Path(temporary)) for name, package in PACKAGES.items()}
         made = [build(sources[package], package) for package, build in BUILDERS]
         outputs = {file.name: file.content for file in made} | licences(sources)
-    outputs["manifest.json"] = manifest(made).encode()
+    outputs |= {"manifest.json": manifest(made).encode(), "README.md": readme(made).encode()}
     different = [name for name, content in outputs.items() if not same(HERE / name, content)]
     for name, content in outputs.items():
         mark = "differs" if name in different and args.check else "written" if name in different else "as it was"
@@ -121,6 +121,37 @@ def manifest(files: Sequence[File]) -> str:
             "source_sha256": package.sha256, "transformation": file.transformation,
         }  # fmt: skip
     return json.dumps({"schema": "lab-data/1", "files": entries}, indent=1, ensure_ascii=False) + "\n"
+
+
+def readme(files: Sequence[File]) -> str:
+    """The manifest for people."""
+    parts = [README.format(size=f"{sum(len(file.content) for file in files) / 1e6:.1f} MB")]
+    for file in files:
+        package = PACKAGES[file.package]
+        lines = [
+            f"## {file.name}", "",
+            f"{file.rows:,} rows, {len(file.content):,} bytes: {file.columns}.", "",
+            f"- **Origin**: {file.attribution}",
+            f"- **From** the {'wheel' if package.wheel else 'Debian package'} `{package.name}` {package.version}: "
+            f"{file.transformation}.",
+            f"- **Licence, as the package states it**: {file.licence} ([its text](licences/{package.licence})).",
+        ]  # fmt: skip
+        if file.unverified:
+            lines.append(f"- **Not verified**: {file.unverified}.")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+README = """# The data of the labs
+
+Written by `build.py`, with `manifest.json`; do not edit. {size} in all, real data, so that every lab runs without a
+network. A lab reads a file with `lab.read(name)`: bytes that are not the manifest's stop it with exit code 4.
+
+`python labs/data/build.py` makes every file again, byte by byte, from the packages named here (Debian 12; it needs
+`rdata`, which reads R's files without R). `--check` compares and writes nothing.
+
+Who passes a file on should keep its origin's citation and read the lines "Not verified": a person has to look once.
+"""
 
 
 # ---------------------------------------------------------------------------------------------- packages
@@ -272,8 +303,10 @@ def austen(tree: Path, package: str) -> File:
 
 
 def wordnet(tree: Path, package: str) -> File:
-    """Nouns with their definitions. A line of data.noun: offset, lexicographer file, n, count (hex), lemma id ..., |, gloss
-    (WordNet 3.0, wndb(5WN))."""
+    """Nouns with their definitions.
+
+    A line of data.noun is: offset, lexicographer file, n, count (hex), then lemma and id each, |, gloss (wndb(5WN)).
+    """
     names = dict(enumerate(LEXNAMES, 3))
     by_category: dict[str, list[tuple[str, str, str]]] = {}
     for line in (tree / "usr/share/wordnet/data.noun").read_text(encoding="utf-8").splitlines():
@@ -352,8 +385,8 @@ def votes(tree: Path, package: str) -> File:
     return File(
         "votes.csv.gz", package, table(columns), len(found), "party, then y, n or empty for 16 roll calls",
         "GPL-2.0-only", UCI,
-        "1984 United States Congressional Voting Records, Congressional Quarterly Almanac 1985, donated by J. Schlimmer; "
-        "UCI Machine Learning Repository, Dua and Graff 2019; R package mlbench.",
+        "1984 United States Congressional Voting Records, Congressional Quarterly Almanac 1985, donated by "
+        "J. Schlimmer; UCI Machine Learning Repository, Dua and Graff 2019; R package mlbench.",
         "all rows; columns named as in the repository's description",
     )  # fmt: skip
 
@@ -389,7 +422,7 @@ def weather(tree: Path, package: str) -> File:
     columns["date"] = [date.replace("/", "-") for date in columns["date"]]
     return File(
         "seattle_weather.csv.gz", package, table(columns), len(rows), ", ".join(columns), "MIT",
-        "the observations are NOAA's and in the US public domain as far as we know; NOAA's page could not be opened here",
+        "the observations are NOAA's, as far as we know in the US public domain; NOAA's page could not be opened here",
         "Daily weather in Seattle 2012-2015, NOAA National Centers for Environmental Information; packaged by "
         "vega-datasets (J. VanderPlas).",
         "without the derived column `weather`; columns named with units",
