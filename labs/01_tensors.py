@@ -121,7 +121,7 @@ def compare(dtype: torch.dtype, where: torch.device) -> list[str]:
 wide = torch.device("cpu") if device.type == "mps" else device  # where float64 and linalg exist
 if wide != device:
     lab.fallback("float64 and SVD checks", to="cpu", why="MPS has no float64 and no complete linalg")
-torch.backends.cuda.matmul.allow_tf32 = False  # TF32 keeps 10 bits of mantissa: fast, but not float32
+torch.set_float32_matmul_precision("highest")  # TF32 keeps 10 bits of mantissa: fast, but not float32
 disagreements = compare(torch.float32, device) + compare(torch.float64, wide)
 print("\n".join(disagreements) or "ten operations in two precisions: NumPy and torch agree")
 

@@ -13,6 +13,16 @@ from pathlib import Path
 
 LABS = Path(__file__).resolve().parent
 
+# In reading order, each with what makes it one.
+PARADIGMS = {
+    "foundations": "what every lab after these is made of: tensors, gradients, and the parts of a training loop",
+    "supervised": "every example comes with its answer, and the model learns to give it for new ones",
+    "unsupervised": "no answers at all: find groups, directions, oddities, rules and themes in the data alone",
+    "semi-supervised": "a few answers and many examples without: let the sure guesses teach",
+    "self-supervised": "the data is its own answer: hide a part and learn to put it back",
+    "systems": "what the machine does with all this: speed, memory, and more than one process",
+}
+
 
 @dataclass(frozen=True)
 class Page:

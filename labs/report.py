@@ -11,13 +11,14 @@ import html
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labs import check
 from labs.harness import write_atomically
-from labs.page import Page, discover
+from labs.page import PARADIGMS, Page, discover
 
 MARKS = {"passed": "✓", "failed": "✗", "error": "✗", "skipped": "–", "interrupted": "◦", "running": "◦"}
 
@@ -198,8 +199,11 @@ def render(names: list[str], runs: list[dict[str, Outcome]]) -> str:
     labs = sorted({lab for outcomes in runs for lab in outcomes})
     several = len(runs) > 1
     heads = "".join(run_head(name if several else "", outcomes) for name, outcomes in zip(names, runs, strict=True))
-    table = comparison_table(names, runs, labs) if several else summary_table(runs[0], labs)
-    cards = "".join(card(lab, names, [outcomes.get(lab) for outcomes in runs]) for lab in labs)
+    table = comparison_table(names, runs) if several else summary_table(runs[0])
+    cards = "".join(
+        part_head(paradigm) + "".join(card(lab, names, [outcomes.get(lab) for outcomes in runs]) for lab in members)
+        for paradigm, members in by_paradigm(runs, labs)
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>Labs: {esc(", ".join(names))}</title>
@@ -211,6 +215,27 @@ it must pass, <span class="key baseline"></span> the simple method in the same r
 <code>python -m labs report</code>; check it again with <code>python -m labs verify</code>.</footer>
 </body></html>
 """
+
+
+def by_paradigm(runs: list[dict[str, Outcome]], labs: list[str]) -> list[tuple[str, list[str]]]:
+    """The labs of each paradigm, in reading order; what names none of them comes last."""
+    groups: dict[str, list[str]] = {paradigm: [] for paradigm in PARADIGMS}
+    for lab in labs:
+        page = next(outcomes[lab].page for outcomes in runs if lab in outcomes)
+        groups.setdefault(page.paradigm, []).append(lab)
+    return [(paradigm, members) for paradigm, members in groups.items() if members]
+
+
+def part_head(paradigm: str) -> str:
+    return f'<section class="part"><h2>{esc(paradigm.capitalize())}</h2>{part_text(paradigm)}</section>'
+
+
+def part_text(paradigm: str) -> str:
+    return f"<p>{esc(PARADIGMS[paradigm])}</p>" if paradigm in PARADIGMS else ""
+
+
+def group_row(paradigm: str, columns: int) -> str:
+    return f'<tr class="part"><th colspan="{columns}" scope="rowgroup">{esc(paradigm.capitalize())}</th></tr>'
 
 
 def run_head(name: str, outcomes: dict[str, Outcome]) -> str:
@@ -249,9 +274,12 @@ def link(lab: str, page: Page) -> str:
     return f'<a class="lab" href="#{esc(lab)}">{esc(lab[:2])} · {esc(page.title)}</a>'
 
 
-def summary_table(outcomes: dict[str, Outcome], labs: list[str]) -> str:
+def summary_table(outcomes: dict[str, Outcome]) -> str:
     rows = []
-    for lab in labs:
+    for paradigm, lab in with_parts([outcomes]):
+        if lab is None:
+            rows.append(group_row(paradigm, 9))
+            continue
         outcome = outcomes[lab]
         name = f"<td>{link(lab, outcome.page)}</td><td>{pill(outcome.status)}</td>"
         record, gate = outcome.record, main_gate(outcome.record) if outcome.record else None
@@ -273,13 +301,24 @@ def summary_table(outcomes: dict[str, Outcome], labs: list[str]) -> str:
     return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def comparison_table(names: list[str], runs: list[dict[str, Outcome]], labs: list[str]) -> str:
+def with_parts(runs: list[dict[str, Outcome]]) -> Iterator[tuple[str, str | None]]:
+    """(paradigm, None) before its labs, then (paradigm, lab) for each."""
+    for paradigm, members in by_paradigm(runs, sorted({lab for outcomes in runs for lab in outcomes})):
+        yield paradigm, None
+        for lab in members:
+            yield paradigm, lab
+
+
+def comparison_table(names: list[str], runs: list[dict[str, Outcome]]) -> str:
     """One column group per run; the speed-up is in wall time against the first run."""
     heads = '<th rowspan="2">Lab</th><th rowspan="2">Metric</th>'
     heads += "".join(f'<th colspan="3" class="group">{esc(name)}</th>' for name in names)
     second = "".join('<th class="n">Measured</th><th class="n">Time</th><th>Result</th>' for _ in names)
     rows = []
-    for lab in labs:
+    for paradigm, lab in with_parts(runs):
+        if lab is None:
+            rows.append(group_row(paradigm, 2 + 3 * len(runs)))
+            continue
         first = next(o for o in (outcomes.get(lab) for outcomes in runs) if o)
         records = [outcomes[lab].record if lab in outcomes else None for outcomes in runs]
         gates = [main_gate(record) if record else None for record in records]
@@ -309,7 +348,7 @@ def card(lab: str, names: list[str], outcomes: list[Outcome | None]) -> str:
     page, record = outcome.page, outcome.record
     parts = [
         f'<article id="{esc(lab)}"><header class="cardhead"><p class="kicker">{esc(lab[:2])} · {esc(page.paradigm)}</p>'
-        f"<h2>{esc(page.title)}</h2>{pill(outcome.status)}</header>"
+        f"<h3>{esc(page.title)}</h3>{pill(outcome.status)}</header>"
     ]
     if page.question:
         parts.append(f'<p class="question">{prose(page.question)}</p>')
@@ -367,7 +406,7 @@ def gates_table(record: dict[str, Any]) -> str:
             f'<td class="n"><b>{number(gate["value"])}</b> <span class="limit">{op} {number(gate["limit"])}</span></td>'
             f'<td class="bar">{margin_bar(gate, theirs)}<small>{esc(margin_text(gate))}</small></td></tr>'
         )
-    return f'<h3>Gates</h3><div class="scroll"><table class="gates"><tbody>{rows}</tbody></table></div>'
+    return f'<h4>Gates</h4><div class="scroll"><table class="gates"><tbody>{rows}</tbody></table></div>'
 
 
 def honest_box(page: Page, record: dict[str, Any]) -> str:
@@ -379,12 +418,12 @@ def honest_box(page: Page, record: dict[str, Any]) -> str:
         for h in record["honest"]
     )
     intro = f"<p>{prose(page.simple_wins)}</p>" if page.simple_wins else ""
-    return f'<section class="box"><h3>Where simple methods win</h3>{intro}{items}</section>'
+    return f'<section class="box"><h4>Where simple methods win</h4>{intro}{items}</section>'
 
 
 def exercises_box(page: Page) -> str:
     items = "".join(f"<li>{prose(item)}</li>" for item in page.exercises)
-    return f'<section class="box try"><h3>Try this</h3><ol>{items}</ol></section>' if items else ""
+    return f'<section class="box try"><h4>Try this</h4><ol>{items}</ol></section>' if items else ""
 
 
 def small_print(record: dict[str, Any]) -> str:
@@ -424,8 +463,13 @@ h1{font-size:40px;line-height:1.15;letter-spacing:-.02em;margin:6px 0 14px}
 h1 .passed{color:var(--good)}
 h1 .failed,h1 .error{color:var(--bad)}
 h1 .skipped,h1 .interrupted{color:var(--skip)}
-h2{font-size:25px;letter-spacing:-.01em;margin:2px 0 0;line-height:1.2}
-h3{font-size:14px;margin:0 0 8px;letter-spacing:.01em}
+h2{font-size:30px;letter-spacing:-.015em;margin:0;line-height:1.2}
+h3{font-size:25px;letter-spacing:-.01em;margin:2px 0 0;line-height:1.2}
+h4{font-size:14px;margin:0 0 8px;letter-spacing:.01em}
+section.part{margin:56px 0 -6px;padding:0 2px}
+section.part p{margin:6px 0 0;color:var(--soft);font-size:17px;max-width:46em}
+tr.part th{padding:18px 10px 6px 4px;font-size:13px;font-weight:600;color:var(--ink);border-top:1px solid var(--line)}
+tbody tr.part:first-child th{border-top:0;padding-top:8px}
 .env{display:flex;flex-wrap:wrap;gap:8px 22px;margin:0 0 18px}
 .env dt{font-size:12px;color:var(--soft)}
 .env dd{margin:0;font-size:14px;font-variant-numeric:tabular-nums}
@@ -512,7 +556,8 @@ footer{padding-top:4px;padding-bottom:44px}
   h1{font-size:26px}
   article{break-inside:auto;padding:14px 0;border:0;border-top:1px solid #ccc;border-radius:0}
   figure,.box,tr,.cardhead,.question{break-inside:avoid}
-  h2,h3{break-after:avoid}
+  h2,h3,h4,section.part{break-after:avoid}
+  section.part{margin:22px 0 0}
   .question{font-size:14px}
   figure img{filter:none;max-height:11cm;width:auto;max-width:100%}
   svg.margin{width:120px}

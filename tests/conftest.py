@@ -15,7 +15,8 @@ REQUIRED = "docker" in os.environ.get("LABRIG_REQUIRE", "").split(",")
 NOT_RUN = pytest.StashKey[int]()  # container tests, for want of an engine
 PROOFS = pytest.StashKey[set[str]]()  # what tests that passed have proved of targets and engines
 SUPPORT = pytest.StashKey[list[str]]()  # where the table of support says something else
-LARGE = pytest.StashKey[int]()  # tests of the images for CUDA, unless -m cuda_image asks for them
+BY_HAND = {"cuda_image": "tests of the images for CUDA", "rebuild": "test that makes the labs' data files again"}
+NOT_SELECTED = pytest.StashKey[dict[str, int]]()  # how many of those, unless -m asks for them
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,11 +33,13 @@ def docker_error() -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without an engine, container tests are deselected and counted in one closing line, never as passed."""
-    if "cuda_image" not in config.option.markexpr:
-        large = [item for item in items if item.get_closest_marker("cuda_image")]
-        config.stash[LARGE] = len(large)
-        config.hook.pytest_deselected(items=large)
-        items[:] = [item for item in items if item not in large]
+    config.stash[NOT_SELECTED] = {}
+    for marker in BY_HAND:
+        if marker not in config.option.markexpr:
+            marked = [item for item in items if item.get_closest_marker(marker)]
+            config.stash[NOT_SELECTED][marker] = len(marked)
+            config.hook.pytest_deselected(items=marked)
+            items[:] = [item for item in items if item not in marked]
     container = [item for item in items if item.get_closest_marker("docker")]
     config.stash[NOT_RUN] = 0
     if container and not REQUIRED and docker_error():
@@ -85,7 +88,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     if hasattr(config, "workeroutput"):
         config.workeroutput["not_run"] = config.stash.get(NOT_RUN, 0)
-        config.workeroutput["large"] = config.stash.get(LARGE, 0)
+        config.workeroutput["not_selected"] = config.stash.get(NOT_SELECTED, {})
     elif is_whole(config) and session.exitstatus == pytest.ExitCode.OK:
         from labrig import spec, support
 
@@ -100,7 +103,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_testnodedown(node: Any) -> None:
     """Every worker collects everything, so each has the whole count."""
     node.config.stash[NOT_RUN] = getattr(node, "workeroutput", {}).get("not_run", 0)
-    node.config.stash[LARGE] = getattr(node, "workeroutput", {}).get("large", 0)
+    node.config.stash[NOT_SELECTED] = getattr(node, "workeroutput", {}).get("not_selected", {})
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -111,7 +114,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"support table (labrig/support.py): {difference}", red=True)
     if config.stash.get(SUPPORT, None) == []:
         terminalreporter.write_line(f"the support table is what this run proved: {len(config.stash[PROOFS])} proofs")
-    if large := config.stash.get(LARGE, 0):
-        terminalreporter.write_line(
-            f"{large} tests of the images for CUDA not selected: pytest -m cuda_image runs them"
-        )
+    for marker, count in config.stash.get(NOT_SELECTED, {}).items():
+        if count:
+            terminalreporter.write_line(f"{count} {BY_HAND[marker]} not selected: pytest -m {marker}")

@@ -63,10 +63,11 @@ def test_build_makes_it_once_and_says_where(checkout: Checkout, made: Path) -> N
 def test_labs_run_in_it_and_every_check_passes(
     checkout: Checkout, made: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    labs = checkout.invoke("labs", *HERE, "--quick", f"--out={tmp_path}", "--json")
+    some = ["--lab=01", "--lab=06", "--lab=09", "--lab=15", "--lab=20"]  # what they import differs most
+    labs = checkout.invoke("labs", *HERE, *some, "--quick", f"--out={tmp_path}", "--json")
     assert labs.returncode == 0, labs.stderr
     results = json.loads(labs.stdout)
-    assert len(results) >= 3
+    assert len(results) == len(some)
     assert {lab["status"] for lab in results} == {"passed"}
     done = checkout.invoke("verify", *HERE, "--json", "--require-device")
     assert done.returncode == 0, done.stderr
