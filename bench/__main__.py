@@ -2,7 +2,7 @@
 
 Other work on the machine moves absolute times; the ratios hold because both sides run in turn (A B A B ...).
 
-    python -m bench [--runs 3] [--write]      --write puts the table into docs/measured.md
+    python -m bench [environments | labs] [--runs 3] [--write]      --write puts the tables into docs/measured.md
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import images
+from bench import images, labs
 from bench.clock import INVOKE, ROOT, Timing, measure, run
 from labrig import daemon, environment, home, interpreters, wheelhouse
 from labrig.engines import venv
 from labrig.files import write_atomically
 
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+PARTS = ("environments", "labs")  # each between its marks in docs/measured.md
 
 
 def bench_environment(runs: int) -> list[Timing]:
@@ -109,34 +109,46 @@ def _row(timing: Timing) -> str:
     return f"| {timing.name} | {spread} | {statistics.median(timing.cpu):.1f} |"
 
 
+def bench_environments(runs: int) -> str:
+    """Environments and images, in Markdown."""
+    text = table(bench_environment(runs), bench_commands(max(5, runs)))
+    version, why_not = daemon.ask()
+    if not version:
+        return f"{text}\n\nImages were not measured: {why_not}."
+    builds, sizes = images.bench_builds(runs)
+    text += f"\n\nDocker {version}; the same base, wheels and lock on both sides\n\n"
+    text += table(builds, images.bench_work(runs))
+    own, plain = sizes.values()
+    return f"{text}\n\nImage sizes, unpacked: labrig's {own / 1e9:.2f} GB, the plain one {plain / 1e9:.2f} GB."
+
+
 def main() -> None:
     """Measure, print, and with --write keep the figures."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
+    parser.add_argument("part", nargs="?", choices=PARTS, help="one part alone; without it all")
     parser.add_argument("--runs", type=int, default=3, help="runs of each way; medians are of these (default 3)")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/measured.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/measured.md")
     options = parser.parse_args()
-    text = table(bench_environment(options.runs), bench_commands(max(5, options.runs)))
-    target = environment.plan(ROOT, engine="venv")
-    version, why_not = daemon.ask()
-    if version:
-        builds, sizes = images.bench_builds(options.runs)
-        text += f"\n\nDocker {version}; the same base, wheels and lock on both sides\n\n"
-        text += table(builds, images.bench_work(options.runs))
-        own, plain = sizes.values()
-        text += f"\n\nImage sizes, unpacked: labrig's {own / 1e9:.2f} GB, the plain one {plain / 1e9:.2f} GB."
-    else:
-        text += f"\n\nImages were not measured: {why_not}."
-    where = (
-        f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-        f"target {target.target.name} ({len(target.lock.wheels)} wheels, {target.lock.size / 1e6:.0f} MB), "
-        f"{options.runs} runs each in turn"
-    )
-    print(f"{where}\n\n{text}")
-    if options.write:
-        page = ROOT / "docs" / "measured.md"
-        old = page.read_text(encoding="utf-8")
-        head, tail = old[: old.index(BEGIN)], old[old.index(END) :]
-        write_atomically(page, f"{head}{BEGIN}\n{where}\n\n{text}\n{tail}")
+    todo = environment.plan(ROOT, engine="venv")
+    measured = {"environments": bench_environments, "labs": labs.bench_labs}
+    for part in [options.part] if options.part else PARTS:
+        where = (
+            f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+            f"target {todo.target.name} ({len(todo.lock.wheels)} wheels, {todo.lock.size / 1e6:.0f} MB), "
+            f"{options.runs} runs each in turn"
+        )
+        text = f"{where}\n\n{measured[part](options.runs)}"
+        print(f"{text}\n")
+        if options.write:
+            keep(part, text)
+
+
+def keep(part: str, text: str) -> None:
+    """Put it between the part's marks in docs/measured.md."""
+    page = ROOT / "docs" / "measured.md"
+    begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+    old = page.read_text(encoding="utf-8")
+    write_atomically(page, f"{old[: old.index(begin)]}{begin}\n{text}\n{old[old.index(end) :]}")
 
 
 if __name__ == "__main__":
