@@ -89,15 +89,21 @@ def run(pages: list[Page], settings: Settings) -> list[dict[str, Any]]:
                 waiting.append(page)
         show = Display(settings.progress, [page.id for page in pages])
         for lab_id in results:
+            show.finished += 1
             show.line(f"{lab_id}: {results[lab_id]['status']} before, nothing changed, reused")
         running: list[Job] = []
+
+        worked = {"expected": 0.0, "taken": 0.0}  # seconds of the labs that ended, to scale what the others expect
 
         def ended(job: Job, reason: str | None = None) -> None:
             entry = judge(job, settings, device, keys[job.page.id], reason)
             memory["labs"][job.page.id] = entry
             write_run(settings.out, memory)
             results[job.page.id] = describe(job.page, settings.out, entry, device)
-            show.ended(results[job.page.id])
+            worked["expected"] += job.page.seconds
+            worked["taken"] += entry["seconds"]
+            pace = worked["taken"] / worked["expected"] if worked["expected"] else 0.0
+            show.ended(results[job.page.id], seconds_left(waiting, running, pace, settings.jobs))
 
         try:
             with _signals():
@@ -131,6 +137,13 @@ def run(pages: list[Page], settings: Settings) -> list[dict[str, Any]]:
             show.clear()
             stop(running, grace=0)
         return [results[page.id] for page in pages]
+
+
+def seconds_left(waiting: list[Page], running: list[Job], pace: float, jobs: int) -> float:
+    """An estimate: what the labs expect, at the pace of those that ended, spread over the places."""
+    now = time.monotonic()
+    rests = [max(0.0, job.page.seconds * pace - (now - job.began)) for job in running]
+    return max([(sum(page.seconds for page in waiting) * pace + sum(rests)) / jobs, *rests])
 
 
 def exit_code(results: list[dict[str, Any]]) -> int:
@@ -407,12 +420,14 @@ class Display:
             about = f", about {page.seconds:.0f} s at full size" if page.seconds else ""
             self.line(f"{page.id:<{self.width}}  started ({page.title}{about})", lab=page.id, event="started")
 
-    def ended(self, result: dict[str, Any]) -> None:
+    def ended(self, result: dict[str, Any], left: float) -> None:
         mark = {"passed": "✓", "skipped": "–"}.get(result["status"], "✗")
         reason = f": {result['reason']}" if result["reason"] else ""
         self.finished += 1
-        self.line(f"{mark} {result['lab']:<{self.width}}  {result['status']} in {result['seconds']:.1f} s{reason}",
-                  lab=result["lab"], event="ended", status=result["status"])  # fmt: skip
+        rest = f", about {left:.0f} s left" if self.finished < self.total else ""
+        self.line(f"{mark} {result['lab']:<{self.width}}  {result['status']} in {result['seconds']:.1f} s{reason}  "
+                  f"({self.finished} of {self.total}{rest})",
+                  lab=result["lab"], event="ended", status=result["status"], left_s=round(left, 1))  # fmt: skip
 
     def refresh(self, running: list[Job]) -> None:
         if self.style == "off" or (self.style == "bar" and time.monotonic() < self._next):
