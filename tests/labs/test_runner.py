@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -137,6 +138,46 @@ def test_a_lab_that_hangs_is_killed_with_all_its_processes(checkout, python, tmp
     got = result_of(ended)["01_hang"]
     assert got["status"] == "error" and "no result within 1.5 s (--timeout)" in got["reason"]
     assert not alive(int((tmp_path / "pid.txt").read_text()))
+
+
+def test_a_lab_whose_processes_take_too_much_memory_is_stopped(checkout, python, tmp_path: Path) -> None:
+    """Its children count: here they alone hold more than the limit. What several share counts once."""
+    tree, out = checkout(), tmp_path / "run"
+    (tree / "labs" / "01_greedy.py").write_text(
+        "import subprocess, sys, time\n"
+        "for _ in range(2):\n"
+        "    subprocess.Popen([sys.executable, '-c', 'import time; x = bytearray(80 << 20); time.sleep(600)'])\n"
+        "time.sleep(600)\n"
+    )
+    run = ["-m", "labs", "run", "--device", "cpu", "--out", out, "--json"]
+    ended = python(*run, "--memory", 150, cwd=tree)
+    assert ended.returncode == 1, ended.stderr
+    got = result_of(ended)["01_greedy"]
+    assert got["status"] == "error" and re.fullmatch(
+        r"took 1\d\d MiB, more than 150 \(--memory\), stopped", got["reason"]
+    )
+    (tree / "labs" / "01_greedy.py").write_text(
+        "import os, time\nshared = bytearray(80 << 20)\nos.fork() and os.fork()\ntime.sleep(2.5)\n"
+    )
+    ended = python(*run, "--memory", 150, cwd=tree)
+    assert "more than 150" not in result_of(ended)["01_greedy"]["reason"], "three processes share 80 MiB"
+
+
+def test_labs_are_picked_by_number_name_and_paradigm(checkout, python, tmp_path: Path) -> None:
+    tree = checkout(_01_one=HOLDS, _02_two=HOLDS, _03_three=HOLDS)
+    other = tree / "labs" / "03_three.py"
+    other.write_text(other.read_text().replace('paradigm="p"', 'paradigm="q"'))
+
+    def picked(*flags: str) -> list[str]:
+        ended = python("-m", "labs", "run", *flags, "--device", "cpu", "--out", tmp_path, "--json", cwd=tree)
+        assert ended.returncode == 0, ended.stderr
+        return list(result_of(ended))
+
+    assert picked("--paradigm", "p") == ["01_one", "02_two"]
+    assert picked("--paradigm", "q", "01") == ["01_one", "03_three"]
+    assert picked("--lab", "03_three", "--lab=01") == ["01_one", "03_three"]
+    wrong = python("-m", "labs", "run", "--paradigm", "learned", "--out", tmp_path, cwd=tree)
+    assert wrong.returncode == 2 and "there is no paradigm learned; there are: p, q" in wrong.stderr
 
 
 def test_a_broken_copy_of_a_real_lab_misses_its_gate(checkout, python, tmp_path: Path) -> None:
