@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -47,6 +48,17 @@ def compiled(environment: Path) -> dict[str, bytes]:
         file.relative_to(environment).as_posix().replace("__pycache__/", "").partition(".")[0]: file.read_bytes()
         for file in environment.rglob("*.pyc")
     }
+
+
+def test_what_the_labs_import_is_among_it() -> None:
+    modules = set()
+    for lab in (SCRIPT.parents[1] / "labs").glob("[0-9]*.py"):
+        for node in ast.walk(ast.parse(lab.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                modules.add(node.module)
+    used = {module for module in modules if module.startswith(("sklearn.", "scipy.st"))}
+    assert len(used) > 5
+    assert used <= set(bytecode.MODULES)
 
 
 def test_what_is_imported_is_compiled_and_nothing_else(environment: Path) -> None:
