@@ -256,13 +256,16 @@ def environment(outcomes: dict[str, Outcome]) -> str:
         return ""
     env, args = record["env"], record["args"]
     chip = re.sub(r"\((R|TM)\)| Processor| CPU", "", env["device_name"])
-    total = sum(o.record["time"]["wall_s"] for o in outcomes.values() if o.record)
+    records = [o.record for o in outcomes.values() if o.record]
+    wall, cpu = (sum(record["time"][clock] for record in records) for clock in ("wall_s", "cpu_s"))
+    memory = max(record["memory"]["peak_rss_mib"] for record in records)
     facts = [
         ("torch", env["torch"]), ("device", f"{args['device']} · {chip}"), ("Python", env["python"]),
         ("system", f"{env['os']}, {env['arch']}"),
         ("CPU quota", f"{env['cpu_quota']:g}, load {env['load_avg'][0]:g}"),
         ("each lab", f"{args['threads']} thread{'s' * (args['threads'] > 1)}, seed {args['seed']}"),
-        ("time", seconds(total)),
+        ("time", f"{seconds(wall)}, {seconds(cpu)} of CPU"),
+        ("most memory", f"{memory:,.0f} MiB"),
     ]  # fmt: skip
     if env["image_id"]:
         facts.append(("image", env["image_id"]))
@@ -494,6 +497,10 @@ sup{line-height:0;font-size:.72em}
 .pill.passed{color:var(--good);background:color-mix(in srgb,var(--good) 13%,transparent)}
 .pill.failed,.pill.error{color:var(--bad);background:color-mix(in srgb,var(--bad) 13%,transparent)}
 svg.margin{width:180px;height:22px;display:block}
+main>.scroll svg.margin{width:140px}
+main>.scroll td{padding:9px 7px}
+main>.scroll th{padding-left:7px;padding-right:7px}
+main>.scroll td:first-child,main>.scroll th:first-child{padding-left:4px}
 .margin line{stroke-linecap:round}
 .track{stroke:var(--line);stroke-width:3}
 .lead{stroke-width:5}
