@@ -11,12 +11,12 @@ network more about a sentence than counting the neighbours of every word?
 2. how an encoder looks left and right at once, and what a good start for its attention is worth
 3. how strong plain counts are when they are combined well, and where they stop
 
-**Paradigm.** Self-supervised learning. **How to run.** `python labs/16_masked_words.py` (45 seconds); Ctrl-C and
+**Paradigm.** Self-supervised learning. **How to run.** `python labs/16_masked_words.py` (44 seconds); Ctrl-C and
 `--resume` work. `--full` has sizes for a GPU; it was never run.
 
-**Measured** on one x86-64 core, torch 2.13.0 for CPU, seeds 0 / 1 / 2: 0.312 / 0.313 / 0.314 of the
-words right (gate: 0.05 above left counts, 0.167; both neighbours 0.290), loss 3.37 / 3.37 / 3.35 nats (gate: 0.05 below
-both neighbours, 3.54; the smallest lead was 0.17). 45 CPU seconds, 0.9 GiB.
+**Measured** on one x86-64 core, torch 2.13.0 for CPU, seeds 0 / 1 / 2: 0.314 / 0.313 / 0.311 of the words
+right (gate: 0.07 above left counts, 0.164; both neighbours 0.290), loss 3.356 / 3.364 / 3.339 nats (gate: 0.08 below
+both neighbours, 3.513). 44 CPU seconds, 0.79 GiB.
 
 **What you should see.** Sentences with a hole and the five best guesses. Small words and fixed phrases are near
 certain; elsewhere the guesses at least have the right form. Nobody told the network what a verb or a noun is.
@@ -34,7 +34,7 @@ import harness
 lab = harness.start(
     "16_masked_words",
     title="Masked words", paradigm="self-supervised", task="guess the hidden word",
-    data="six novels by Jane Austen (austen.txt.xz)", seconds=45,
+    data="six novels by Jane Austen (austen.txt.xz)", seconds=44,
 )
 
 from collections import Counter
@@ -74,10 +74,9 @@ names = ["<mask>", "<rare>", *(word for word, _ in Counter(train_words).most_com
 number = {name: i for i, name in enumerate(names)}
 train, test = (np.array([number.get(word, RARE) for word in words]) for words in (train_words, test_words))
 askable = np.array([i > RARE and name not in stops for i, name in enumerate(names)])  # (V,)
-
 # One hole in the middle of each test window, so that every model sees both neighbours.
 hole = context // 2
-x_test = test[np.arange(0, len(test) - context, 8)[:, None] + np.arange(context)]  # (N, context)
+x_test = test[np.arange(0, len(test) - context, 12)[:, None] + np.arange(context)]  # (N, context)
 x_test = x_test[askable[x_test[:, hole]]]
 y_test, before, after = (x_test[:, hole + i].copy() for i in (0, -1, 1))  # (N,) the hidden word and its neighbours
 x_test[:, hole] = MASK
@@ -87,7 +86,7 @@ x_test[:, hole] = MASK
 #
 # How often does w follow the left neighbour l, how often does it precede r? If each word depended on its neighbours
 # only, p(w | l, r) would be exactly p(w | l) p(w | r) / p(w), up to a factor. Where the pair (l, r) itself was seen in
-# the text, we mix in what stood between them; the weight 4 is the one that suits this test best, in its favour.
+# the text, we mix in what stood between them; the weight 4 suits this very test, in their favour.
 
 # %%
 def mix(counts: np.ndarray, shorter: np.ndarray, weight: float = 1) -> np.ndarray:
@@ -97,8 +96,7 @@ def mix(counts: np.ndarray, shorter: np.ndarray, weight: float = 1) -> np.ndarra
     return mixed.astype(np.float32)  # N of them are large
 
 
-single = np.bincount(train, minlength=V) * askable
-p_single = single / single.sum()  # (V,)
+p_single = np.bincount(train, minlength=V) * askable / askable[train].sum()  # (V,)
 pairs = np.bincount(train[:-1] * V + train[1:], minlength=V * V).reshape(V, V)  # row: first word, column: second
 p_left = mix(pairs * askable, p_single)  # (V, V) row: the left neighbour, column: the hidden word
 p_right = mix(pairs.T * askable, p_single)  # (V, V) row: the right neighbour
@@ -212,10 +210,10 @@ lab.gate("hidden", "what stands under a mask does not reach the output: another 
 right, loss = score(p)
 lab.metric("right", right, "share of hidden words")
 lab.metric("loss", loss, "nats per hidden word", better="lower")
-lab.gate("beats_left", "at least 0.05 more of the words are right than by counts after the left neighbour",
-         metric="right", op=">=", limit=results["left"][0] + 0.05, baseline="right_left")
-lab.gate("beats_both", "the loss is at least 0.05 nats below that of counts between both neighbours",
-         metric="loss", op="<=", limit=results["both"][1] - 0.05, baseline="loss_both")
+lab.gate("beats_left", "at least 0.07 more of the words are right than by counts after the left neighbour",
+         metric="right", op=">=", limit=results["left"][0] + 0.07, baseline="right_left")
+lab.gate("beats_both", "the loss is at least 0.08 nats below that of counts between both neighbours",
+         metric="loss", op="<=", limit=results["both"][1] - 0.08, baseline="loss_both")
 lab.honest("Share of hidden words right: the network against counts of both neighbours.", right, results["both"][0])
 
 plain = (x_test[:, hole - 5 : hole + 6] != RARE).all(1).nonzero()[0]  # sentences a reader can follow

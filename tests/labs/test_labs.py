@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from html import escape as html_escape
 from pathlib import Path
 
 import pytest
@@ -257,7 +258,7 @@ def test_report_is_one_file_that_needs_nothing(quick: tuple, python, tmp_path: P
     assert html.count("data:image/png;base64,") == sum(len(record(out / lab)["plots"]) for lab in IDS)
     for lab in IDS:
         about = page.read(LABS / f"{lab}.py")
-        assert f'id="{lab}"' in html and about.title in html
+        assert f'id="{lab}"' in html and html_escape(about.title) in html
         assert html.count("<li>") == 3 * len(IDS)
     assert "prefers-color-scheme:dark" in html and "@media print" in html
     both = python("-m", "labs", "report", out, out, "--out", tmp_path / "two.html")

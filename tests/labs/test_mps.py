@@ -29,9 +29,9 @@ def test_a_lab_runs_on_mps_and_says_what_it_computes_elsewhere(source: Path, pyt
     assert check.problems(tmp_path / source.stem) == []
     told = [fallback for fallback in found["fallbacks"] if fallback["from"] == "mps"]
     uses_float64 = re.search(r"float64|\.double\(\)", source.read_text(encoding="utf-8"))
-    assert bool(told) == bool(uses_float64), "float64 is computed elsewhere on a Mac, and a lab says so"
+    assert told or not uses_float64, "float64 is computed elsewhere on a Mac, and a lab says so"
     for fallback in told:
-        assert fallback["to"] == "cpu" and "MPS" in fallback["why"]
+        assert fallback["to"] in ("cpu", "skipped") and "MPS" in fallback["why"]
 
 
 WRONG = {
