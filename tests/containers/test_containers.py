@@ -293,6 +293,13 @@ def test_labs_run_in_the_image_and_their_results_are_here(made: Environment, tmp
     assert containers() == []
 
 
+def test_the_64_mb_of_shared_memory_that_docker_gives_are_explained(made: Environment) -> None:
+    here = ["docker", "run", "--rm", "--shm-size=64m", "--network=none", made.reference]
+    done = run(*here, "python", "/opt/labrig/labs/19_speed.py", "--quick", "--no-plots", "--out", "/tmp/out")
+    assert done.returncode == 0, done.stderr
+    assert "/dev/shm has 67 MB, too little for large batches: docker run --shm-size=1g, or --ipc=host" in done.stdout
+
+
 def test_a_named_device_that_is_absent_is_exit_3(tmp_path: Path) -> None:
     done = invoke("labs", *DOCKER, "--device=cuda", "--quick", f"--out={tmp_path / 'out'}")
     assert done.returncode == 3

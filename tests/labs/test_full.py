@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from records import LABS, ROOT, record
@@ -71,16 +71,22 @@ def test_the_report_is_one_small_file(engine: str, run: Run) -> None:
 @pytest.mark.docker
 @pytest.mark.parametrize("lab", IDS)
 def test_equal_seeds_give_equal_numbers_in_the_image(lab: str, run: Run) -> None:
-    """The same wheels on the same processor: every number that is no clock's is the same, to the last bit."""
+    """The same wheels on the same processor. What is itself a rounding error may depend on where memory lies."""
     ours, theirs = (record(run(engine)[1] / lab) for engine in ("venv", "docker"))
-    assert numbers(ours) == numbers(theirs)
+    assert [gate["id"] for gate in ours["gates"] if gate["id"] != "compiled"] == [g["id"] for g in theirs["gates"]]
+    assert {d["name"]: d["sha256"] for d in ours["data"]} == {d["name"]: d["sha256"] for d in theirs["data"]}
+    compared = [name for name in theirs["metrics"] if not timed(ours["metrics"][name]["unit"])]
+    assert compared
+    for name in compared:
+        a, b = (found["metrics"][name]["value"] for found in (ours, theirs))
+        assert a == b or abs(a - b) < 1e-12, name
 
 
-def numbers(found: dict[str, Any]) -> dict[str, Any]:
-    metrics = {name: entry["value"] for name, entry in found["metrics"].items() if not timed(entry["unit"])}
-    hashes = {entry["name"]: entry["sha256"] for entry in found["data"]}
-    return {"metrics": metrics, "gates": [g["id"] for g in found["gates"]], "data": hashes}
+@pytest.mark.docker
+def test_in_the_image_lab_19_says_that_there_is_no_compiler(run: Run) -> None:
+    found = record(run("docker")[1] / "19_speed")
+    assert [told["op"] for told in found["fallbacks"] if "no C++ compiler" in told["why"]] == ["torch.compile"]
 
 
 def timed(unit: str) -> bool:
-    return any(unit == clock or unit.startswith(f"{clock} ") for clock in CLOCKS)
+    return re.split(r"[ ,]", unit)[0] in CLOCKS

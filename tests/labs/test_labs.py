@@ -149,6 +149,15 @@ def test_without_matplotlib_the_pictures_are_left_out_with_a_reason(python, pois
     assert {"matplotlib is not installed"} == {f["why"] for f in found["fallbacks"]}
 
 
+def test_without_a_compiler_lab_19_skips_what_needs_one_and_says_why(python, tmp_path: Path) -> None:
+    ended = python(LABS / "19_speed.py", "--device", "cpu", "--no-plots", "--out", tmp_path, PATH=str(tmp_path), CXX="")
+    assert ended.returncode == 0, ended.stderr
+    found = record(tmp_path / "19_speed")
+    assert "compiled_ms" not in found["metrics"]
+    told = {fallback["op"]: fallback for fallback in found["fallbacks"]}["torch.compile"]
+    assert told["to"] == "skipped" and "no C++ compiler" in told["why"]
+
+
 def test_without_torch_a_lab_says_so(python, poison, tmp_path: Path) -> None:
     ended = python(LABS / "01_tensors.py", "--out", tmp_path, PYTHONPATH=poison("torch"))
     assert ended.returncode == 3
