@@ -135,7 +135,7 @@ def main() -> None:
         where = (
             f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
             f"target {todo.target.name} ({len(todo.lock.wheels)} wheels, {todo.lock.size / 1e6:.0f} MB), "
-            f"{options.runs} runs each in turn"
+            f"{options.runs} run{'s' * (options.runs > 1)} each in turn"
         )
         text = f"{where}\n\n{measured[part](options.runs)}"
         print(f"{text}\n")
