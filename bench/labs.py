@@ -15,6 +15,7 @@ from typing import Any
 
 from bench.clock import ROOT, Timing, measure
 from labrig import environment
+from labs import check
 
 # Issue 5: what every lab, and the whole set, must hold on two cores of a CPU.
 LAB_CPU_S, LAB_MIB, SET_CPU_MIN, QUICK_S, IMPORT_MS, REPORT_MB = 60, 1024, 8, 90, 50, 5
@@ -32,7 +33,7 @@ def bench_labs(runs: int) -> str:
         full, full_s = run_set(python, Path(folder, "full"))
         _, quick_s = run_set(python, Path(folder, "quick"), "--quick")
         report_mb = Path(folder, "full", "report.html").stat().st_size / 1e6
-        records = {lab["lab"]: read(Path(folder, "full", lab["lab"])) for lab in full}
+        records = {lab["lab"]: check.read_record(Path(folder, "full", lab["lab"])) for lab in full}
         memory = {lab["lab"]: max(lab["peak_mib"], records[lab["lab"]]["memory"]["peak_rss_mib"]) for lab in full}
         ways = bench_ways(python, Path(folder, "ways"), runs)
     imports = [float(subprocess.check_output([python, "-c", IMPORT], cwd=ROOT, text=True)) for _ in range(10)]
@@ -80,11 +81,6 @@ def bench_ways(python: Path, folder: Path, runs: int) -> list[Timing]:
         },
         runs,
     )
-
-
-def read(folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return record
 
 
 def lab_row(name: str, record: dict[str, Any], mib: float) -> str:
