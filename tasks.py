@@ -35,19 +35,34 @@ def list_targets(c: Context, json: bool = False) -> None:
         print(catalogue.NOTE)
 
 
-@task(help={"json": AS_JSON})
+@task(
+    help={
+        "for": 'another machine: "linux x86_64 driver=550.54.14 gpu=6.1 python=3.12", or a card: "GTX 1080", "M2"',
+        "build": "a torch release instead of the targets: 2.13.0+cu130, or 2.13.0 (repeatable)",
+        "inventory": "every machine of a room: a TOML file with a [[host]] table for each",
+        "json": AS_JSON,
+    },
+    iterable=["build"],
+)
 @cli.door
-def doctor(c: Context, json: bool = False) -> None:
-    """Say what this host is, and which targets run here, with the reason and the fix."""
+def doctor(c: Context, for_: str = "", build: list[str] | None = None, inventory: str = "", json: bool = False) -> None:
+    """Say what a machine is, which targets run there, why CUDA is not available, and what to do."""
     from labrig import doctor, spec
-    from labrig.host import read_host
 
-    targets = list(spec.read(IMAGES / spec.TABLE).targets.values())
-    report = doctor.report(targets, read_host())
-    if json:
-        cli.print_json(report)
+    table = spec.read(IMAGES / spec.TABLE)
+    if inventory:
+        room = doctor.examine_room(table, Path(inventory), alone=not (for_ or build))
+        if json:
+            cli.print_json(room)
+        else:
+            cli.print_table(doctor.ROOM_COLUMNS, doctor.room_rows(room), wrapped=doctor.ROOM_COLUMNS[-1:])
+            print(doctor.tally(room))
     else:
-        print(doctor.render(report))
+        report = doctor.examine(table, for_, build or ())
+        if json:
+            cli.print_json(report)
+        else:
+            print(doctor.render(report, **cli.terminal()))
 
 
 @task(

@@ -15,7 +15,7 @@ from typing import Any
 
 from packaging.utils import canonicalize_version
 
-from labrig import compat, conda, doctor, image
+from labrig import compat, conda, image, matrix
 from labrig.conda import CondaLock, Pin
 from labrig.lock import Lock
 from labrig.spec import Target
@@ -197,7 +197,7 @@ def check_channel(e: Expectation, facts: Facts) -> Outcome:
     name = e.target.conda.channel if e.target.conda else ""
     allowed = {name, conda.channel(e.target).rsplit("/", 1)[-1]}
     channels = {one["name"]: one["channel"].rstrip("/") for one in _fact(facts, "listed")}
-    subdirs = ("noarch", *compat.SUBDIRS.values())
+    subdirs = ("noarch", *matrix.SUBDIRS.values())
     strays = []
     for package, channel in channels.items():
         parts = [part for part in channel.split("/") if part not in subdirs]
@@ -254,13 +254,13 @@ def _why_no_mps(e: Expectation, facts: Facts) -> str:
     macos, floor = str(_fact(facts, "mps", "macos")), e.target.macos
     if not _fact(facts, "mps", "built"):
         return f"this torch is built without MPS; invoke clean --target={e.target.name}, then build it again"
-    if floor and re.match(r"\d+(\.\d+)*$", macos) and not compat.at_least(macos, floor):
+    if floor and re.match(r"\d+(\.\d+)*$", macos) and not matrix.at_least(macos, floor):
         return f"macOS {macos} is older than {floor}, which MPS needs in torch {e.target.torch}; update macOS"
     if _fact(facts, "mps", "virtual"):
         return VIRTUAL
     if _fact(facts, "mps", "remote"):
         return (
-            f"over ssh, while you are not logged in at its screen, macOS may give you no Metal {doctor.REMOTE_ISSUE}; "
+            f"over ssh, while you are not logged in at its screen, macOS may give you no Metal {compat.REMOTE_ISSUE}; "
             "log in at the Mac's screen, or share it, and run it there"
         )
     return (
@@ -270,7 +270,7 @@ def _why_no_mps(e: Expectation, facts: Facts) -> str:
 
 
 VIRTUAL = (
-    f"this is a virtual machine, where MPS may seem available and allocate nothing {doctor.VIRTUAL_ISSUE}; "
+    f"this is a virtual machine, where MPS may seem available and allocate nothing {compat.VIRTUAL_ISSUE}; "
     "use macOS on the Mac itself, or labs with --device=cpu"
 )
 

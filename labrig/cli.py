@@ -109,6 +109,13 @@ def adapt_invoke() -> None:
     Argument.set_value = set_typed_value  # type: ignore[method-assign]
 
 
+def terminal() -> dict[str, Any]:
+    """How wide the reader of stdout is, and whether colours are for them (no-color.org)."""
+    reads = sys.stdout.isatty()
+    width = max(60, min(os.get_terminal_size(sys.stdout.fileno()).columns, 160)) if reads else 100
+    return {"width": width, "color": reads and not os.environ.get("NO_COLOR")}
+
+
 def print_json(value: object) -> None:
     """Print a document to stdout."""
     print(json.dumps(value, indent=2))

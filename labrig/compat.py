@@ -1,530 +1,571 @@
-"""What runs on what: pure functions over the tables in labrig/data (their README explains every column).
+"""The verdict: what happens when a build of torch is installed and used on a machine, decided before any download.
 
-A torch release, a CUDA toolkit, a GPU is a row there and never a line here. ``unconfirmed`` in a table means "not
-found out"; it comes out of here as None (or is absent from a list), never as yes or no.
-
-A table that cannot be read, or that holds a value outside its column, raises UsageError naming file, line and column.
+Pure functions over a Build, a Host and the tables of labrig.matrix; no network, file or GPU is asked. What is not known
+stays "unknown". "runs" means that the machine meets every known condition; no verdict here has touched a GPU. A build
+is a target, or any torch release and variant of the tables.
 """
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from types import MappingProxyType
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
 
-from .errors import UsageError
+from labrig import matrix
+from labrig.errors import UsageError
+from labrig.host import Gpu, Host
+from labrig.spec import MPS, Target
 
-PLATFORMS = ("linux_x86_64", "linux_aarch64", "macos_arm64", "windows_amd64")
-DATA = Path(__file__).parent / "data"
+Verdict = Literal["runs", "runs on CPU only", "installs but fails", "does not install", "unknown"]
+RUNS: Verdict = "runs"
+CPU_ONLY: Verdict = "runs on CPU only"
+FAILS: Verdict = "installs but fails"
+NO_INSTALL: Verdict = "does not install"
+UNKNOWN: Verdict = "unknown"
+VERDICTS = (RUNS, CPU_ONLY, FAILS, NO_INSTALL, UNKNOWN)
 
-_NONE = "-"  # does not apply, or there is none
-_UNCONFIRMED = "unconfirmed"
-_CONFIDENCE = ("measured", "high", "medium", _UNCONFIRMED)
-# Jetson chips before Thor: NVIDIA does not promise that they run code compiled for the desktop parts.
-_JETSON_BEFORE_THOR = frozenset({"5.3", "6.2", "7.2", "8.7"})
+# Why torch.cuda.is_available() is False, or a kernel dies: doctor's words for it (docs/doctor.md explains each).
+Cause = Literal[
+    "", "no GPU", "no driver", "driver does not answer", "driver too old", "driver too new", "no code for the GPU",
+    "no --gpus", "no NVIDIA Container Toolkit", "hidden by CUDA_VISIBLE_DEVICES", "CPU wheel",
+]  # fmt: skip
 
-Row = Mapping[str, str]
-_Record = TypeVar("_Record")
+# Where it was reported; checks.py and setup.sh point there, too.
+VIRTUAL_ISSUE = "(actions/runner-images#9918)"
+REMOTE_ISSUE = "(huggingface/candle#3449)"
 
-
-@dataclass(frozen=True)
-class Release:
-    """One torch release (releases.tsv)."""
-
-    torch: str
-    torchvision: str | None  # the matching version; None = none exists
-    torchaudio: str | None
-    glibc: Mapping[str, str | None]  # Linux platform -> lowest glibc by wheel tag; None = unconfirmed
-    sources: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One build of one torch release (cuda_variants.tsv); removed ones are listed with no platforms."""
-
-    torch: str
-    name: str  # "cpu", "cu130", "rocm7.2", "xpu"
-    kind: str  # "cpu", "cuda", "rocm", "xpu"
-    cuda: str | None  # full toolkit version, "13.0.3"; as on Linux where the platforms differ
-    platforms: tuple[str, ...]  # where a wheel is known to exist
-    default_on: tuple[str, ...]  # where a plain install from the default index gives this build
-    index_path: str  # on the PyTorch wheel index
-    note: str
-    sources: tuple[str, ...]
+# Of several GPUs the best one counts, in this order: one card that runs is enough.
+_BEST_CARD = (RUNS, UNKNOWN, FAILS, CPU_ONLY)
 
 
 @dataclass(frozen=True)
-class MacFloor:
-    """Lowest macOS for one torch release, Apple silicon (macos.tsv)."""
+class Build:
+    """What is to be installed: a torch release in one of its variants, from wheels or in an image.
 
-    install: str  # by the wheel's tag
-    mps: str  # with a working MPS device
-    sources: tuple[str, ...]
+    ``target`` is the row that pins it, None for a bare release. ``engine`` is the one that is to make it; without it
+    whatever can. A bare release is installed by pip into the machine's own Python.
+    """
+
+    torch: str  # "2.13.0"
+    variant: str  # "cpu", "cu130", "mps"
+    platforms: tuple[str, ...]
+    target: Target | None = None
+    engine: str | None = None
+
+    @property
+    def name(self) -> str:
+        """A target's name, or a release as pip writes it: "2.13.0+cu130"."""
+        return self.target.name if self.target else f"{self.torch}+{self.variant}"
+
+    @property
+    def words(self) -> str:
+        """What a fix calls it."""
+        return f"target `{self.name}`" if self.target else f"torch {self.name}"
+
+    @property
+    def device(self) -> str:
+        """What torch computes on: cpu, cuda, mps; rocm and xpu are known by name only."""
+        if self.variant == MPS:
+            return MPS
+        known = matrix.variant(self.torch, self.variant)
+        return known.kind if known else "unknown"
+
+    @cached_property
+    def cuda(self) -> str | None:
+        """The full version of its CUDA, "13.0.3"."""
+        known = matrix.variant(self.torch, self.variant)
+        return known.cuda if known else None
+
+    def floor(self, host: Host) -> str | None:
+        """The lowest driver for its CUDA; nvidia-smi in WSL2 tells the version of the Windows driver."""
+        system = "windows" if host.wsl or host.os == "windows" else "linux"
+        return matrix.driver_floor(self.variant, self.cuda, os=system) if self.cuda else None
+
+    def archs(self, host: Host) -> tuple[str, ...] | None:
+        """The compute capabilities with native code on that machine's platform; None = unconfirmed."""
+        return matrix.archs(self.torch, self.variant, host.platform or "")
+
+    def in_image(self, host: Host) -> bool:
+        """Whether it comes in an image, with a C library and a Python of its own."""
+        if self.target is None or self.engine not in (None, "docker"):
+            return False
+        return self.engine == "docker" or ("docker" in self.target.engines and host.docker is not None)
+
+
+def of_target(target: Target, engine: str | None = None) -> Build:
+    """The build that a target pins."""
+    return Build(target.torch, target.variant, target.platforms, target, engine)
+
+
+def of_release(text: str, host: Host) -> Build:
+    """The build that "2.13.0+cu130" names, or with "2.13.0" what a plain install gives on that machine.
+
+    Raises:
+        UsageError: the tables have no such release, or none of that variant.
+    """
+    torch, _, variant = text.partition("+")
+    if matrix.release(torch) is None:
+        raise UsageError(
+            f"no torch {torch!r} in the compatibility tables",
+            found=f"known: {', '.join(matrix.releases())}",
+            fix="name a release such as 2.13.0, or a release and a variant such as 2.13.0+cu130",
+        )
+    platform = host.platform or ""
+    if not variant:
+        plain = matrix.default_variant(torch, platform)
+        variant = MPS if host.os == "macos" else plain or "cpu"
+    known = matrix.variant(torch, "cpu" if variant == MPS else variant)
+    if known is None:
+        raise UsageError(
+            f"torch {torch} has no variant {variant!r}",
+            found=f"variants: {' '.join(each.name for each in matrix.variants(torch))} mps",
+            fix="name one of these after a +, as in 2.13.0+cu130",
+        )
+    mac = "macos_arm64"
+    platforms = (mac,) if variant == MPS else tuple(each for each in known.platforms if each != mac)
+    return Build(torch, variant, platforms)
 
 
 @dataclass(frozen=True)
-class CondaBuild:
-    """One build of torch on conda-forge for one platform (conda.tsv); the package there is called pytorch."""
+class Finding:
+    """The verdict for one build.
 
-    build: str  # the pattern of its build string, "cpu_*", "cuda130_*"
-    cuda: str | None  # toolkit, "13.0"
-    glibc: str | None  # lowest glibc, which the solver knows as __glibc
-    archs: tuple[str, ...]  # compute capabilities with native code; () without CUDA
-    sources: tuple[str, ...]
+    ``reason`` says why; ``fix`` is one line, empty where nothing needs to be done; ``cause`` is why its GPU cannot be
+    used, in one of a few words; ``sources`` are ids of labrig/data/sources.tsv, for the facts that decided.
+    """
 
-
-@dataclass(frozen=True)
-class Gpu:
-    """One compute capability (gpus.tsv)."""
-
-    capability: str
-    family: str
-    cards: tuple[str, ...]
-    jetson: bool
-    driver_last: str | None  # last driver branch, "R580", or "JetPack"; None = still supported by new branches
-    driver_floor: str | None  # lowest Linux driver that knows the card, where that is above the variant's own floor
-    driver_floor_windows: str | None  # the same for the Windows driver, which is also the one that WSL2 uses
-    torch_last: str | None  # newest torch with code for it; None = no official wheel is known to have any
-    torch_last_variants: tuple[str, ...]
-    advice: str
-    confidence: str
-    sources: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where facts were read (sources.tsv)."""
-
-    id: str
     name: str
-    where: str
-    read: str  # date
-    kind: str  # measured, primary, secondary
-
-
-# --- versions ---------------------------------------------------------------------------------------------------------
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """The dotted numbers of a version, for ordering: "2.10.0" is (2, 10, 0). UsageError if it is anything else."""
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)*", version):
-        raise UsageError("not a dotted version", found=repr(version), fix="write numbers and dots, such as 580.65.06")
-    return tuple(int(part) for part in version.split("."))
-
-
-def at_least(version: str, floor: str) -> bool:
-    """Whether a dotted version reaches a floor, number by number; missing numbers are zero ("580" equals "580.0")."""
-    have, need = numbers(version), numbers(floor)
-    width = max(len(have), len(need))
-    return have + (0,) * (width - len(have)) >= need + (0,) * (width - len(need))
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def read_table(path: Path) -> tuple[Row, ...]:
-    """The rows of one TSV file: a header line, no quoting, no empty field.
-
-    Raises UsageError naming the file and line when a row has another number of fields, an empty field, or when the file
-    cannot be read.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the table {path.name}", found=str(error), fix="restore the file") from error
-    if not lines:
-        raise UsageError(f"{path.name}: no header line", found="an empty file", fix="restore the file")
-    header, rows = lines[0], []
-    for line, fields in enumerate(lines[1:], start=2):
-        if len(fields) != len(header):
-            raise UsageError(
-                f"{path.name}, line {line}: wrong number of fields",
-                found=f"{len(fields)}, the header names {len(header)}",
-                fix="separate fields by one tab; write - for none, unconfirmed for unknown",
-            )
-        row = dict(zip(header, fields, strict=True))
-        if empty := [column for column, value in row.items() if not value.strip()]:
-            raise _wrong(path.name, line, empty[0], "", "a value, - for none, or unconfirmed")
-        rows.append(row)
-    return tuple(rows)
-
-
-def _wrong(file: str, line: int, column: str, found: str, allowed: str) -> UsageError:
-    return UsageError(f"{file}, line {line}: column {column} is wrong", found=repr(found), fix=f"write {allowed}")
+    verdict: Verdict
+    reason: str
+    fix: str
+    cause: Cause = ""
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Line:
-    """One row while it is turned into a record: knows where it stands, so that errors can say it."""
-
-    file: str
-    number: int
-    row: Row
-
-    def text(self, column: str) -> str:
-        if column not in self.row:
-            raise UsageError(
-                f"{self.file}: no column {column}", found=", ".join(self.row), fix="restore the header line"
-            )
-        return self.row[column]
-
-    def version(self, column: str) -> str:
-        if (value := self.known_version(column)) is None:
-            raise self.wrong(column, "a version")
-        return value
-
-    def known_version(self, column: str) -> str | None:
-        """A version, or None for - and unconfirmed. A remark may follow in brackets: "13.2.2 (Linux)"."""
-        value = self.text(column)
-        if value in (_NONE, _UNCONFIRMED):
-            return None
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)*)(?: \([^)]*\))?", value)
-        if match is None:
-            raise self.wrong(column, "a version such as 2.13.0, - for none, or unconfirmed")
-        return match[1]
-
-    def words(self, column: str, pattern: str = r"\S+") -> tuple[str, ...]:
-        """A list separated by single spaces; () for - and for unconfirmed."""
-        value = self.text(column)
-        if value in (_NONE, _UNCONFIRMED):
-            return ()
-        if not all(re.fullmatch(pattern, word) for word in value.split(" ")):
-            raise self.wrong(column, f"words that match {pattern}, separated by one space")
-        return tuple(value.split(" "))
-
-    def one_of(self, column: str, allowed: Sequence[str]) -> str:
-        if (value := self.text(column)) not in allowed:
-            raise self.wrong(column, " or ".join(allowed))
-        return value
-
-    def wrong(self, column: str, allowed: str) -> UsageError:
-        return _wrong(self.file, self.number, column, self.text(column), allowed)
+class _Outcome:
+    verdict: Verdict
+    reason: str
+    fix: str = ""
+    cause: Cause = ""
+    sources: tuple[str, ...] = ()
 
 
-def _records(
-    name: str, build: Callable[[_Line], _Record], key: Callable[[_Record], tuple[str, ...]]
-) -> Iterable[tuple[tuple[str, ...], _Record]]:
-    seen: set[tuple[str, ...]] = set()
-    for number, row in enumerate(read_table(DATA / f"{name}.tsv"), start=2):
-        record = build(_Line(f"{name}.tsv", number, row))
-        if key(record) in seen:
-            raise UsageError(
-                f"{name}.tsv, line {number}: a second row for {' '.join(key(record))}",
-                found="two rows that can disagree",
-                fix="remove one",
-            )
-        seen.add(key(record))
-        yield key(record), record
-
-
-_SOURCE = r"S[0-9]{2,}"
-_PYTHON = r"3\.[0-9]+t?|py3"
-_CAPABILITY = r"[0-9]+\.[0-9]"
-
-
-@cache
-def _sources() -> Mapping[str, Source]:
-    def build(line: _Line) -> Source:
-        if not re.fullmatch(_SOURCE, line.text("id")):
-            raise line.wrong("id", "S and a number")
-        kind = line.one_of("kind", ("measured", "primary", "secondary"))
-        return Source(line.text("id"), line.text("name"), line.text("where"), line.text("read"), kind)
-
-    return {key[0]: record for key, record in _records("sources", build, lambda record: (record.id,))}
-
-
-@cache
-def _releases() -> Mapping[str, Release]:
-    def build(line: _Line) -> Release:
-        return Release(
-            torch=line.version("torch"),
-            torchvision=line.known_version("torchvision"),
-            torchaudio=line.known_version("torchaudio"),
-            glibc=MappingProxyType(
-                {f"linux_{arch}": line.known_version(f"glibc_{arch}") for arch in ("x86_64", "aarch64")}
-            ),
-            sources=line.words("src", _SOURCE),
+def judge(build: Build, host: Host, others: Sequence[Build] = ()) -> Finding:
+    """What happens when `build` is installed and used on `host`. The fix may name one of the `others`."""
+    host = replace(host, gpus=tuple(map(_known, host.gpus)))
+    outcome = _cannot_install(build, host) or _compute(build, host, others)
+    others = [other for other in others if other.name != build.name]
+    verdict, fix = outcome.verdict, outcome.fix
+    no_gpu = verdict == CPU_ONLY and not host.gpus
+    if (verdict in (NO_INSTALL, UNKNOWN) or no_gpu) and (instead := _best_running(others, host)):
+        fix = f"{fix}; or use {instead.words}" if fix else f"use {instead.words}"
+    elif verdict == NO_INSTALL and not fix:
+        made_for = [other.words for other in others if host.platform in other.platforms]
+        fix = f"make {made_for[0]} run here first" if made_for else f"use a machine with {_needs(build)}"
+    elif verdict == UNKNOWN and not fix:
+        fix = (
+            f"find out by trying: `invoke build --target={build.name}`, then `invoke verify --target={build.name}`"
+            if build.target
+            else "find out by trying"
         )
-
-    found = {key[0]: record for key, record in _records("releases", build, lambda record: (record.torch,))}
-    return dict(sorted(found.items(), key=lambda item: numbers(item[0])))
+    return Finding(build.name, verdict, outcome.reason, fix, outcome.cause, outcome.sources)
 
 
-@cache
-def _variants() -> Mapping[tuple[str, ...], Variant]:
-    def build(line: _Line) -> Variant:
-        there = {name: line.one_of(name, ("yes", "no", _UNCONFIRMED)) for name in PLATFORMS}
-        if stray := set(line.words("pypi_default_on")) - set(PLATFORMS):
-            raise line.wrong("pypi_default_on", f"platforms of {', '.join(PLATFORMS)}, not {', '.join(sorted(stray))}")
-        return Variant(
-            torch=line.version("torch"),
-            name=line.text("variant"),
-            kind=line.one_of("kind", ("cpu", "cuda", "rocm", "xpu")),
-            cuda=line.known_version("cuda"),
-            platforms=tuple(name for name, value in there.items() if value == "yes"),
-            default_on=line.words("pypi_default_on"),
-            index_path=line.text("index_path"),
-            note="" if line.text("note") == _NONE else line.text("note"),
-            sources=line.words("src", _SOURCE),
+def _known(gpu: Gpu) -> Gpu:
+    """The GPU with its capability, from its name where its driver does not tell it (up to R470, or no nvidia-smi)."""
+    found = None if gpu.capability else matrix.find_card(gpu.name)
+    return replace(gpu, capability=found[1].capability) if found else gpu
+
+
+def best(builds: Iterable[Build], host: Host) -> Build | None:
+    """The build to use on this machine: of those that run one for a GPU, then one for the CPU, newest torch first.
+
+    Where none runs, one that computes on the CPU at least; None where not even that is known.
+    """
+    builds = list(builds)
+    slow = [build for build in builds if judge(build, host).verdict == CPU_ONLY or _only_metal_is_in_doubt(build, host)]
+    return _best_running(builds, host) or (_newest(slow) if slow else None)
+
+
+def _only_metal_is_in_doubt(build: Build, host: Host) -> bool:
+    """Whether it installs and computes on the CPU at least; a Mac has no other to take instead."""
+    return build.device == MPS and (host.virtual or host.remote) and _cannot_install(build, host) is None
+
+
+def _best_running(builds: Iterable[Build], host: Host) -> Build | None:
+    runs = [build for build in builds if judge(build, host).verdict == RUNS]
+    for device in ("cuda", "mps", "cpu"):
+        if fitting := [build for build in runs if build.device == device]:
+            return _newest(fitting)
+    return None
+
+
+def _newest(builds: Sequence[Build]) -> Build:
+    return max(builds, key=lambda build: matrix.numbers(build.torch))  # the first of equals
+
+
+# --- does it install --------------------------------------------------------------------------------------------------
+
+
+def _cannot_install(build: Build, host: Host) -> _Outcome | None:
+    """Why it cannot be installed, or None if nothing known speaks against it."""
+    if host.os == "windows" and build.target:
+        fix = "use WSL2: `wsl --install`, then labrig inside it"
+        return _Outcome(NO_INSTALL, "Windows: targets are for Linux and macOS", fix)
+    if host.os == "macos" and host.arch != "arm64":
+        last, conda = matrix.intel_mac_last(), matrix.conda_torch("osx-64")
+        fix = "use Linux or an Apple silicon Mac"
+        if conda:
+            fix = f"{fix}; conda-forge has torch {conda[-1]} for the CPU of Intel Macs"
+        reason = f"Intel Mac: torch {last} was the last with wheels for it"
+        return _Outcome(NO_INSTALL, reason, fix, sources=("S01", "S40"))
+    if host.os != "macos" and build.device == MPS:
+        if host.container:
+            reason = "MPS cannot be reached from a container (pytorch/pytorch#81224)"
+            return _Outcome(NO_INSTALL, reason, "run labrig in macOS itself, not in a container")
+        return _Outcome(NO_INSTALL, f"MPS is for Apple silicon Macs; this is {_words(host)}")
+    if host.platform not in build.platforms:
+        return _other_platform(build, host)
+    if host.translated:
+        fix = "run labrig with a native arm64 Python (`uname -m` in its terminal must say arm64)"
+        return _Outcome(NO_INSTALL, "this Python is an Intel one under Rosetta, and there are no Intel wheels", fix)
+    if not build.target and (outcome := _other_python(build, host)):
+        return outcome
+    if build.in_image(host):
+        return None
+    return _old_macos(build, host) if host.os == "macos" else _old_libc(build, host)
+
+
+def _other_platform(build: Build, host: Host) -> _Outcome:
+    known = matrix.variant(build.torch, build.variant)
+    sources = matrix.cite("cuda_variants", build.torch, build.variant)
+    if not build.target and known and host.platform in known.unconfirmed:
+        reason = f"whether torch {build.torch} has a {build.variant} wheel for {_words(host)} is unconfirmed"
+        return _Outcome(UNKNOWN, reason, sources=sources)
+    if not build.target:
+        where = f"only for {_needs(build)}" if build.platforms else "for nothing any more"
+        note = f" ({known.note})" if known and known.note and not build.platforms else ""
+        reason = f"torch {build.torch} has {build.variant} wheels {where}{note}; this is {_words(host)}"
+        return _Outcome(NO_INSTALL, reason, sources=sources)
+    return _Outcome(NO_INSTALL, f"for {_needs(build)}; this is {_words(host)}")
+
+
+def _other_python(build: Build, host: Host) -> _Outcome | None:
+    """A bare release takes the machine's Python, and its wheels decide, not what it declares to require."""
+    minor = ".".join(host.python.split(".")[:2])
+    have = matrix.pythons(build.torch, host.platform or "")
+    if not minor or minor in have:
+        return None
+    sources = matrix.cite("wheels", "torch", build.torch, host.platform or "")
+    if not have:
+        return _Outcome(UNKNOWN, f"the Pythons that torch {build.torch} has wheels for here are unconfirmed")
+    return _Outcome(
+        NO_INSTALL,
+        f"torch {build.torch} has no wheel for Python {minor} here, only for {' '.join(have)}",
+        f"make the environment with Python {_middle(have)}",
+        sources=sources,
+    )
+
+
+def _middle(pythons: Sequence[str]) -> str:
+    """The newest ordinary Python that has had a year: one behind the newest stable one, or older."""
+    settled = [row.minor for row in matrix.stable_pythons()[1:]]
+    return next((minor for minor in settled if minor in pythons), pythons[0])
+
+
+def _needs(build: Build) -> str:
+    return " or ".join(platform.replace("_", " ", 1) for platform in build.platforms)
+
+
+def _words(host: Host) -> str:
+    return f"{host.os} {host.arch}"
+
+
+def _old_libc(build: Build, host: Host) -> _Outcome | None:
+    if host.os == "windows":
+        return None
+    name, _, found = (host.libc or "").partition(" ")
+    image = "use the image, which brings its own (install Docker)" if _has_image(build) else ""
+    if name == "musl":
+        fix = "use a glibc distribution (Debian, Ubuntu, Fedora)"
+        reason = "musl libc: torch wheels are for glibc"
+        return _Outcome(NO_INSTALL, reason, f"{image}, or {fix}" if image else fix, sources=("S01",))
+    floor, sure = _glibc_floor(build.torch, host.platform or "")
+    have, sources = _version(found), matrix.cite("releases", build.torch)
+    if name != "glibc" or have is None or floor is None:
+        reason = f"the C library of this host or of the wheel is not known ({host.libc or 'none found'})"
+        return _Outcome(UNKNOWN, reason)
+    if matrix.at_least(have, floor):
+        return None
+    if not sure:
+        reason = f"glibc {have}: the lowest glibc for torch {build.torch} is unconfirmed"
+        return _Outcome(UNKNOWN, reason, sources=sources)
+    fix = f"use a distribution with glibc {floor} or newer (Debian 10, Ubuntu 20.04, RHEL 8 and newer)"
+    reason = f"glibc {have} is older than {floor}, which the wheel needs"
+    return _Outcome(NO_INSTALL, reason, f"{image}, or {fix}" if image else fix, sources=sources)
+
+
+def _has_image(build: Build) -> bool:
+    return build.target is not None and build.engine is None and "docker" in build.target.engines
+
+
+def _glibc_floor(torch: str, platform: str) -> tuple[str | None, bool]:
+    """The lowest glibc, and whether it is known; where it is unconfirmed, the highest floor of any release.
+
+    Floors only ever rose from release to release, so a host that meets the highest one meets the unconfirmed one too.
+    """
+    floors = {name: release.glibc.get(platform) for name in matrix.releases() if (release := matrix.release(name))}
+    if known := floors.get(torch):
+        return known, True
+    return max((floor for floor in floors.values() if floor), key=matrix.numbers, default=None), False
+
+
+def _old_macos(build: Build, host: Host) -> _Outcome | None:
+    python = build.target.python if build.target else ".".join(host.python.split(".")[:2])
+    floor, have = matrix.macos_floor(build.torch, python or None), _version(host.os_version)
+    if floor is None or have is None:
+        return _Outcome(UNKNOWN, "the macOS version of this host, or the lowest one for the wheel, is not known")
+    if matrix.at_least(have, floor.install):
+        return None
+    reason = f"macOS {have} is older than {floor.install}, which the wheel needs"
+    return _Outcome(NO_INSTALL, reason, f"update macOS to {floor.install} or newer", sources=floor.sources)
+
+
+def _version(text: str) -> str | None:
+    found = re.match(r"[0-9]+(\.[0-9]+)*", text)
+    return found[0] if found else None
+
+
+# --- what it computes on ----------------------------------------------------------------------------------------------
+
+
+def _compute(build: Build, host: Host, others: Sequence[Build]) -> _Outcome:
+    platform = host.platform or ""
+    if host.lse is False and matrix.has_defect(matrix.NO_LSE, build.torch, platform):
+        reason = (
+            f"this processor has no LSE atomics, and torch {build.torch} dies with an illegal instruction without them"
         )
-
-    return dict(_records("cuda_variants", build, lambda record: (record.torch, record.name)))
-
-
-@dataclass(frozen=True)
-class _Wheel:
-    package: str
-    version: str
-    torch: str
-    platform: str
-    tag: str
-    pythons: tuple[str, ...]
+        sources = matrix.cite("defects", matrix.NO_LSE, platform)
+        return _Outcome(FAILS, reason, "use a torch of another release", sources=sources)
+    if build.device == "cpu":
+        return _Outcome(RUNS, "needs no GPU")
+    if build.device == MPS:
+        return _mps(build, host)
+    if build.device == "cuda":
+        return _cuda(build, host, others)
+    return _Outcome(UNKNOWN, f"labrig has no rules for {build.device}")
 
 
-@cache
-def _wheels() -> Mapping[tuple[str, ...], _Wheel]:
-    def build(line: _Line) -> _Wheel:
-        return _Wheel(
-            package=line.one_of("package", ("torch", "torchvision", "torchaudio")),
-            version=line.version("version"),
-            torch=line.version("torch"),
-            platform=line.one_of("platform", (*PLATFORMS, "macos_x86_64")),
-            tag=line.text("wheel_tag"),
-            pythons=line.words("python", _PYTHON),
+def _mps(build: Build, host: Host) -> _Outcome:
+    have, floor = _version(host.os_version), matrix.macos_floor(build.torch)
+    if floor is None or have is None:
+        return _Outcome(UNKNOWN, "the lowest macOS for MPS is not known")
+    if not matrix.at_least(have, floor.mps):
+        reason = f"macOS {have} is older than {floor.mps}, which MPS needs in torch {build.torch}"
+        return _Outcome(CPU_ONLY, reason, f"update macOS to {floor.mps} or newer", sources=floor.sources)
+    found = f"{host.chip or 'Apple silicon'}, macOS {have}"
+    # Reports differ about both (docs/mac.md), and doctor starts no torch to find out.
+    try_it = (
+        f"find out by `invoke verify --target={build.name} --require-device`"
+        if build.target
+        else "find out by `python -c \"import torch; torch.ones(1, device='mps')\"`"
+    )
+    if host.virtual:
+        reason = f"{found} in a virtual machine, where MPS may seem available and allocate nothing {VIRTUAL_ISSUE}"
+        return _Outcome(
+            UNKNOWN,
+            reason,
+            f"{try_it}; if it does not compute, use macOS on the Mac itself, or labs with --device=cpu",
         )
-
-    return dict(_records("wheels", build, lambda record: (record.package, record.version, record.platform)))
-
-
-@cache
-def _archs() -> Mapping[tuple[str, ...], tuple[str, ...] | None]:
-    @dataclass(frozen=True)
-    class Archs:
-        key: tuple[str, ...]
-        list: tuple[str, ...] | None
-
-    def build(line: _Line) -> Archs:
-        # A list that is only guessed (conf unconfirmed) is as unknown as one that is absent.
-        sure = line.one_of("conf", _CONFIDENCE) != _UNCONFIRMED
-        capabilities = line.words("archs", _CAPABILITY)
-        key = (line.version("torch"), line.text("variant"), line.one_of("platform", PLATFORMS))
-        return Archs(key, capabilities if sure and capabilities else None)
-
-    return {key: record.list for key, record in _records("gpu_arch", build, lambda record: record.key)}
-
-
-@dataclass(frozen=True)
-class _Driver:
-    variant: str
-    toolkit: str
-    floors: Mapping[str, str | None]  # os -> lowest driver
-
-
-@cache
-def _drivers() -> Mapping[tuple[str, ...], _Driver]:
-    def build(line: _Line) -> _Driver:
-        floors = {system: line.known_version(f"min_{system}") for system in ("linux", "windows")}
-        return _Driver(line.text("variant"), line.text("toolkit"), floors)
-
-    return dict(_records("drivers", build, lambda record: (record.variant, record.toolkit)))
-
-
-@cache
-def _gpus() -> Mapping[str, Gpu]:
-    def build(line: _Line) -> Gpu:
-        if not re.fullmatch(_CAPABILITY, line.text("cc")):
-            raise line.wrong("cc", "a compute capability such as 8.6")
-        last = line.text("driver_last")
-        return Gpu(
-            capability=line.text("cc"),
-            family=line.text("family"),
-            cards=tuple(line.text("cards").split(", ")),
-            jetson=line.one_of("class", ("desktop", "datacenter", "jetson")) == "jetson",
-            driver_last=None if last in ("ongoing", _UNCONFIRMED) else last,
-            driver_floor=line.known_version("driver_floor_linux"),
-            driver_floor_windows=line.known_version("driver_floor_windows"),
-            torch_last=line.known_version("torch_last"),
-            torch_last_variants=line.words("torch_last_variants"),
-            advice=line.text("advice"),
-            confidence=line.one_of("conf", _CONFIDENCE),
-            sources=line.words("src", _SOURCE),
+    if host.remote:
+        reason = (
+            f"{found} over ssh, while you are not logged in at its screen: macOS may give you no Metal {REMOTE_ISSUE}"
         )
-
-    return {key[0]: record for key, record in _records("gpus", build, lambda record: (record.capability,))}
-
-
-@cache
-def _macs() -> Mapping[tuple[str, ...], tuple[str, MacFloor | None]]:
-    @dataclass(frozen=True)
-    class Mac:
-        key: tuple[str, ...]
-        tag: str
-        floor: MacFloor | None
-
-    def build(line: _Line) -> Mac:
-        key = (line.version("torch"), line.one_of("arch", ("arm64", "x86_64")))
-        install, mps = line.known_version("macos_install_min"), line.known_version("macos_mps_min")
-        sources = line.words("src", _SOURCE)
-        return Mac(key, line.text("wheel_tag"), MacFloor(install, mps, sources) if install and mps else None)
-
-    return {key: (record.tag, record.floor) for key, record in _records("macos", build, lambda record: record.key)}
-
-
-# conda's own names for the platforms (conda's docs call them subdirs).
-SUBDIRS = MappingProxyType({"linux_x86_64": "linux-64", "linux_aarch64": "linux-aarch64", "macos_arm64": "osx-arm64"})
-_OTHER_SUBDIRS = ("win-64", "osx-64")  # in the table, and no platform of a target
-
-
-@cache
-def _conda_builds() -> Mapping[tuple[str, ...], CondaBuild]:
-    @dataclass(frozen=True)
-    class Build:
-        key: tuple[str, ...]
-        build: CondaBuild
-
-    def build(line: _Line) -> Build:
-        subdir = line.one_of("subdir", (*SUBDIRS.values(), *_OTHER_SUBDIRS))
-        kind, cuda = line.one_of("kind", ("cpu", "cuda", "cpu+mps")), line.known_version("cuda")
-        pattern = line.text("build")
-        if not re.fullmatch(r"[a-z0-9_]+\*", pattern):
-            raise line.wrong("build", "the pattern of a build string, such as cpu_*")
-        archs, sources = line.words("archs", _CAPABILITY), line.words("src", _SOURCE)
-        if (kind == "cuda") != (cuda is not None):
-            raise line.wrong("cuda", "a version for kind cuda, - for the others")
-        return Build(
-            (line.version("torch"), cuda or kind, subdir),
-            CondaBuild(pattern, cuda, line.known_version("glibc_min"), archs, sources),
+        return _Outcome(
+            UNKNOWN,
+            reason,
+            f"{try_it}; if it is absent, log in at the Mac's screen, or share it, and run it there",
         )
-
-    return {key: record.build for key, record in _records("conda", build, lambda record: record.key)}
-
-
-# --- questions --------------------------------------------------------------------------------------------------------
+    return _Outcome(RUNS, found, sources=floor.sources)
 
 
-def releases() -> tuple[str, ...]:
-    """The torch versions in the tables, oldest first."""
-    return tuple(_releases())
+def _cuda(build: Build, host: Host, others: Sequence[Build]) -> _Outcome:
+    floor = build.floor(host)
+    if floor is None:
+        return _Outcome(UNKNOWN, f"the lowest driver for {build.variant} is not known")
+    if host.driver is None:
+        return _no_driver(host, floor)
+    if host.container and host.gpu_nodes is False:
+        reason = f"the host has NVIDIA driver {host.driver}, but this container was started without its GPU"
+        return _Outcome(CPU_ONLY, reason, "start the container with --gpus all", "no --gpus")
+    if not host.gpus:
+        if host.gpu_error:
+            reason = f"the GPUs are not known: {host.gpu_error}"
+            return _Outcome(UNKNOWN, reason, repair(host), "driver does not answer")
+        if host.container:
+            fix = "start the container with --gpus all"
+            return _Outcome(CPU_ONLY, f"driver {host.driver} shows no GPU in this container", fix, "no --gpus")
+        fix = "check that the GPU is seated and enabled"
+        return _Outcome(CPU_ONLY, f"driver {host.driver} shows no GPU", fix, "no GPU")
+
+    cards = [(gpu, _card(build, gpu, host, floor)) for gpu in host.gpus]
+    gpu, good = min(cards, key=lambda card: _BEST_CARD.index(card[1].verdict))
+    _, bad = max(cards, key=lambda card: _BEST_CARD.index(card[1].verdict))
+    reason = f"{good.reason}, driver {host.driver}" if good.verdict == RUNS else good.reason
+    if bad.verdict != good.verdict:
+        reason = f"{reason}; but {bad.reason}"
+    if good.verdict == RUNS:
+        usable = ",".join(str(index) for index, card in enumerate(cards) if card[1].verdict == RUNS)
+        hide = f"hide the others: export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={usable}"
+        return replace(good, reason=reason, fix=hide if bad.verdict != RUNS else "")
+    return replace(good, reason=reason, fix=good.fix or _cuda_fix(build, gpu, host, others))
 
 
-def release(torch: str) -> Release | None:
-    """One torch release; None if the tables do not have it."""
-    return _releases().get(torch)
+def _no_driver(host: Host, floor: str) -> _Outcome:
+    if host.gpu_error and host.wsl:  # no kernel file tells the driver here, so nothing is known
+        return _Outcome(UNKNOWN, f"the driver is not known: {host.gpu_error}", repair(host), "driver does not answer")
+    if host.gpu_error:
+        reason = f"no NVIDIA driver is loaded: {host.gpu_error}"
+        return _Outcome(CPU_ONLY, reason, repair(host), "driver does not answer")
+    if host.container:
+        fix = f"on a host with driver {floor} or newer, start the container with --gpus all"
+        return _Outcome(CPU_ONLY, "no NVIDIA driver", fix, "no driver")
+    if host.pci_nvidia:
+        fix = f"install driver {floor} or newer, then reboot"
+        return _Outcome(CPU_ONLY, "there is an NVIDIA GPU, but no driver is loaded", fix, "no driver")
+    fix = f"if there is an NVIDIA GPU, install driver {floor} or newer{' on Windows' if host.wsl else ''}"
+    return _Outcome(CPU_ONLY, "no NVIDIA driver", fix, "no driver" if host.pci_nvidia is None else "no GPU")
 
 
-def variants(torch: str) -> tuple[Variant, ...]:
-    """All builds of a torch release, in the table's order, removed ones included (they have no platforms)."""
-    return tuple(record for record in _variants().values() if record.torch == torch)
+def repair(host: Host) -> str:
+    """What makes an NVIDIA driver answer that is there and does not."""
+    if host.wsl:
+        return "make `nvidia-smi` answer: update the NVIDIA driver on Windows, then `wsl --shutdown`"
+    if host.container:
+        return "make `nvidia-smi` answer: start the container with --gpus all (NVIDIA Container Toolkit)"
+    return "make `nvidia-smi` answer: reboot after a driver update, or reinstall the driver with its tools"
 
 
-def variant(torch: str, name: str) -> Variant | None:
-    """One build of a torch release; None if the tables do not have it."""
-    return _variants().get((torch, name))
+def _card(build: Build, gpu: Gpu, host: Host, floor: str) -> _Outcome:
+    name = f"{gpu.name} ({gpu.capability or 'capability unknown'})"
+    driver, code = host.driver or "", build.archs(host)
+    missing = bool(code and gpu.capability and not matrix.runs_on(code, gpu.capability))
+    no_code = f"torch {build.torch} {build.variant} has no code for it, only for {' '.join(code or ())}"
+    of_driver = matrix.cite("drivers", build.variant, build.cuda or "")
+    of_code = matrix.cite("gpu_arch", build.torch, build.variant, host.platform or "")
+    of_gpu = matrix.cite("gpus", gpu.capability) if gpu.capability else ()
+    last = last_branch(gpu)
+    if last and not _in_reach(driver, last):
+        reason = f"{name}: driver {driver} no longer knows this card, R{last} was the last branch for it"
+        return _Outcome(CPU_ONLY, reason, "", "driver too new", of_gpu)
+    if not matrix.at_least(driver, floor):
+        cuda = ".".join((build.cuda or "").split(".")[:2])
+        reason = f"{name}: driver {driver} is older than {floor}, which CUDA {cuda} needs"
+        reason = f"{reason}; and {no_code}" if missing else reason
+        return _Outcome(CPU_ONLY, reason, "", "driver too old", _union(of_driver, of_code if missing else ()))
+    if gpu.capability is None:
+        return _Outcome(UNKNOWN, f"{name}: the driver does not tell its compute capability")
+    if (own := _card_floor(gpu, host)) and not matrix.at_least(driver, own):
+        reason = f"{name}: driver {driver} is older than {own}, which this card needs"
+        return _Outcome(CPU_ONLY, reason, "", "driver too old", of_gpu)
+    if code is None:
+        reason = f"{name}: which cards torch {build.torch} {build.variant} has code for is unconfirmed"
+        return _Outcome(UNKNOWN, reason, sources=of_code)
+    if not missing:
+        return _Outcome(RUNS, name, sources=_union(of_driver, of_code))
+    known = matrix.gpu(gpu.capability)
+    if known and known.confidence == "unconfirmed":
+        reason = f"{name}: whether it runs the code of this wheel is unconfirmed"
+        return _Outcome(UNKNOWN, reason, sources=_union(of_code, of_gpu))
+    return _Outcome(FAILS, f"{name}: {no_code}", "", "no code for the GPU", of_code)
 
 
-def default_variant(torch: str, platform: str) -> str | None:
-    """The build that a plain install from the default index gives: "cu130", "cpu"; the Mac wheel (MPS too) is "cpu"."""
-    return next((record.name for record in variants(torch) if platform in record.default_on), None)
+def _union(*lists: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted({each for one in lists for each in one}))
 
 
-def pythons(torch: str, platform: str) -> tuple[str, ...]:
-    """The Pythons ("3.13", "3.14t") that torch has wheels for on a platform; () if there are none."""
-    return companion_pythons("torch", torch, platform)
+def _card_floor(gpu: Gpu, host: Host) -> str | None:
+    # A floor that is unconfirmed does not stop a card: the driver that names it knows it.
+    known = matrix.gpu(gpu.capability) if gpu.capability else None
+    if known is None:
+        return None
+    return known.driver_floor_windows if host.wsl or host.os == "windows" else known.driver_floor
 
 
-def companion_pythons(package: str, version: str, platform: str) -> tuple[str, ...]:
-    """The Pythons that a torchvision or torchaudio version has wheels for on a platform; () if there are none.
-
-    A wheel for any Python 3 (tag py3) goes as far as the torch release that it belongs to.
-    """
-    wheel = _wheels().get((package, version, platform))
-    if wheel is None:
-        return ()
-    return pythons(wheel.torch, platform) if wheel.pythons == ("py3",) else wheel.pythons
+def last_branch(gpu: Gpu) -> int | None:
+    """The last driver branch for a card, 580 for Pascal; None while new branches support it, or not known."""
+    known = matrix.gpu(gpu.capability) if gpu.capability else None
+    found = re.fullmatch(r"R([0-9]+)", known.driver_last or "") if known else None
+    return int(found[1]) if found else None
 
 
-def archs(torch: str, variant: str, platform: str) -> tuple[str, ...] | None:
-    """The compute capabilities with native code in a build. None = unconfirmed, or no such CUDA build."""
-    return _archs().get((torch, variant, platform))
+def _in_reach(driver: str, last: int) -> bool:
+    """Whether a driver is of a card's last branch or an older one; R580 is 580 on Linux, 580 to 582 on Windows."""
+    return matrix.numbers(driver)[0] < last + 10
 
 
-def conda_build(torch: str, variant: str, platform: str) -> CondaBuild | None:
-    """conda-forge's build of torch for a platform, by the variant's name ("cpu", "cu130", "mps"); None = none is known.
-
-    Of a CUDA variant the toolkit must be the same in its first two numbers. MPS is in the build for the CPU.
-    """
-    kind = {"cpu": "cpu", "mps": "cpu+mps"}.get(variant)
-    if kind is None:
-        known = _variants().get((torch, variant))
-        kind = ".".join((known.cuda or "").split(".")[:2]) if known else ""
-    return _conda_builds().get((torch, kind, SUBDIRS.get(platform, "")))
-
-
-def driver_floor(variant: str, toolkit: str | None = None, os: str = "linux") -> str | None:
-    """The lowest NVIDIA driver for a variant ("525.60.13", "580"), under CUDA's minor-version compatibility.
-
-    With a toolkit ("13.0.3") the row for exactly that one; without, the strictest of the variant's rows. None = unknown
-    or not CUDA. `os` is "linux" or "windows"; WSL2 runs on the Windows driver.
-    """
-    if os not in ("linux", "windows"):
-        raise UsageError("driver_floor: no such system", found=repr(os), fix="linux or windows")
-    rows = [row for row in _drivers().values() if row.variant == variant and toolkit in (None, row.toolkit)]
-    floors = [floor for row in rows if (floor := row.floors[os]) is not None]
-    return max(floors, key=numbers) if floors and len(floors) == len(rows) else None
+def _need(build: Build, gpu: Gpu, host: Host) -> str | None:
+    """The lowest driver with which a build runs on a card, None if no driver makes it run there."""
+    code, floor, last = build.archs(host), build.floor(host), last_branch(gpu)
+    if build.device != "cuda" or not code or floor is None or gpu.capability is None:
+        return None
+    if _cannot_install(build, host) or not matrix.runs_on(code, gpu.capability):
+        return None
+    need = max(filter(None, (floor, _card_floor(gpu, host))), key=matrix.numbers)
+    return need if last is None or _in_reach(need, last) else None
 
 
-def macos_floor(torch: str, python: str | None = None) -> MacFloor | None:
-    """The lowest macOS for torch on Apple silicon. None = unknown, or no wheel.
-
-    Some releases tag the wheels of a few Pythons for a newer macOS than the others; name the Python to get its own.
-    """
-    tag, floor = _macs().get((torch, "arm64"), ("", None))
-    if floor is None or python is None:
-        return floor
-    for major, minor, listed in re.findall(r"macosx_([0-9]+)_([0-9]+)_arm64 \(([^)]*)\)", tag):
-        if python in listed.split(" "):
-            return MacFloor(f"{major}.{minor}", floor.mps, floor.sources)
-    return floor
-
-
-def intel_mac_last() -> str | None:
-    """The newest torch with wheels for Intel Macs."""
-    found = [torch for torch, arch in _macs() if arch == "x86_64"]
-    return max(found, key=numbers) if found else None
-
-
-def gpu(cc: str) -> Gpu | None:
-    """What is known about a compute capability; None if the tables do not have it."""
-    return _gpus().get(cc)
-
-
-def runs_on(archs: Sequence[str], cc: str) -> bool:
-    """Whether a GPU of capability `cc` runs a wheel with native code for `archs`.
-
-    X.y runs code for X.z with z <= y and the same X. Jetson chips before Thor need an exact entry. PTX does not count:
-    none of the wheels that were opened helps a newer GPU by it.
-    """
-    if cc in archs:
-        return True
-    if cc in _JETSON_BEFORE_THOR:
-        return False
-    major, minor = _capability(cc)
-    return any(m == major and n <= minor for m, n in map(_capability, archs))
-
-
-def _capability(text: str) -> tuple[int, int]:
-    if not re.fullmatch(_CAPABILITY, text):
-        raise UsageError("not a compute capability", found=repr(text), fix="write it as 8.6")
-    major, minor = text.split(".")
-    return int(major), int(minor)
+def _cuda_fix(build: Build, gpu: Gpu, host: Host, others: Sequence[Build]) -> str:
+    """One line that gets this card to work: another build, a driver that supports the card, or neither."""
+    if gpu.capability is None and host.gpu_error:
+        return repair(host)
+    if gpu.capability is None:
+        return "find its compute capability in NVIDIA's list, and compare it with `invoke list`"
+    known, last = matrix.gpu(gpu.capability), last_branch(gpu)
+    every = (build, *(other for other in others if other.name != build.name))
+    needs = {each.name: need for each in every if (need := _need(each, gpu, host))}
+    fitting = [each for each in every if each.name in needs]
+    where = " on Windows" if host.wsl else ""
+    limit = f", but not past branch R{last}, the last for this card" if last else ""
+    if last and not _in_reach(host.driver or "0", last):
+        back = f"install NVIDIA driver branch R{last}{where} instead, the last for this card"
+        if not fitting or build.name in needs:
+            return back
+        return f"{back}, then use {_newest(fitting).words}"
+    now = [each for each in fitting if matrix.at_least(host.driver or "0", needs[each.name])]
+    instead = f"use {_newest(now).words}" if now else ""
+    if build.name in needs:
+        install = f"install NVIDIA driver {needs[build.name]} or newer{where}{limit}"
+        return f"{install}; or {instead}" if instead else install
+    if instead:
+        return instead
+    if fitting:
+        goal = _newest(fitting)
+        return f"install NVIDIA driver {needs[goal.name]} or newer{where}{limit}, then use {goal.words}"
+    on_cpu = _best_running([other for other in others if other.device == "cpu"], host)
+    slow = f"; use {on_cpu.words} on the CPU" if on_cpu else ""
+    if any_ := nearest(build, host, gpu):
+        row = f'add a row with torch = "{any_.torch}", variant = "{any_.variant}"' if build.target else ""
+        if not build.target:
+            row = f"install torch {any_.name}"
+        return f"{row}, which runs on this card with this driver{slow and slow.replace('; use', '; or use')}"
+    advice = f"no build is known to have code for this card{f' ({known.advice})' if known else ''}"
+    return f"{advice}{slow}"
 
 
-def source(id: str) -> Source | None:
-    """Where a fact comes from."""
-    return _sources().get(id)
+def nearest(build: Build, host: Host, gpu: Gpu) -> Build | None:
+    """The CUDA build in the tables that runs on this card as it is: of the same torch if there is one, else newest."""
+    found = []
+    for torch in matrix.releases():
+        for variant in matrix.variants(torch):
+            candidate = Build(torch, variant.name, tuple(p for p in variant.platforms if p != "macos_arm64"))
+            need = _need(candidate, gpu, host) if variant.kind == "cuda" else None
+            if need and matrix.at_least(host.driver or "0", need):
+                found.append(candidate)
+    same = [each for each in found if each.torch == build.torch]
+    older = [each for each in found if not matrix.at_least(each.torch, build.torch)]
+    pool = same or older or found
+    return max(pool, key=lambda each: (matrix.numbers(each.torch), each.variant)) if pool else None

@@ -22,10 +22,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from labrig import lock, spec
-from labrig.compat import SUBDIRS
 from labrig.errors import LockError, UsageError
 from labrig.files import write_atomically
 from labrig.lock import Lock, quoted
+from labrig.matrix import SUBDIRS
 from labrig.spec import Target
 
 OVERRIDE = "LABRIG_CONDA_CHANNEL"  # environment variable: the address of a mirror of the channel

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labrig import compat, program
-from labrig.compat import SUBDIRS
+from labrig import matrix, program
 from labrig.conda import FILE, Package, Pin, package
 from labrig.errors import BuildError, HostError, LockError
 from labrig.indexes import redact
 from labrig.lock import quoted
+from labrig.matrix import SUBDIRS
 
 TIMEOUT = 3600  # seconds
 ASK_TIMEOUT = 60
@@ -47,7 +47,7 @@ class Tool:
     @property
     def is_mamba(self) -> bool:
         """True for micromamba and for mamba since 2.0, which is the same program; mamba 1 is a form of conda."""
-        return self.name == "micromamba" or (self.name == "mamba" and compat.at_least(self.version, "2.0"))
+        return self.name == "micromamba" or (self.name == "mamba" and matrix.at_least(self.version, "2.0"))
 
     @property
     def prefix(self) -> str:
@@ -57,7 +57,7 @@ class Tool:
     @property
     def digest(self) -> str:
         """The digest that it checks in explicit files."""
-        return "sha256" if self.name == "conda" and compat.at_least(self.version, CONDA_SHA256) else "md5"
+        return "sha256" if self.name == "conda" and matrix.at_least(self.version, CONDA_SHA256) else "md5"
 
 
 def find() -> Tool:
@@ -76,7 +76,7 @@ def find() -> Tool:
             tried.append(f"{path} does not say its version")
             continue
         tool = Tool(name, Path(path), version)
-        if tool.is_mamba and not compat.at_least(version, MAMBA):
+        if tool.is_mamba and not matrix.at_least(version, MAMBA):
             tried.append(f"{path} is {version}, older than {MAMBA}")
             continue
         return tool

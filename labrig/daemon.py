@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from labrig.errors import BuildError, HostError, LabrigError
@@ -23,15 +24,49 @@ TIMEOUT = 120  # seconds for one request
 WITHOUT = "without Docker: --engine=venv makes a native environment of the same target"
 
 
-def ask() -> tuple[str | None, str]:
-    """The version of the Docker engine that answers, or None and why none does."""
+@dataclass(frozen=True)
+class Engine:
+    """What a Docker engine says of itself; ``version`` is None where none answers, ``why_not`` then says why."""
+
+    version: str | None
+    why_not: str = ""
+    gpus: bool | None = None  # whether it can hand NVIDIA GPUs to a container; None = it does not say
+
+
+def ask() -> Engine:
+    """What the Docker engine is, or why none answers."""
     from docker.errors import DockerException
 
     try:
         with closing(_open(ANSWER_TIMEOUT)) as client:
-            return str(client.version()["Version"]), ""
+            version = str(client.version()["Version"])
+            try:
+                return Engine(version, "", _hands_out_gpus(client.info()))
+            except (
+                DockerException,
+                OSError,
+                ValueError,
+                KeyError,
+            ):  # an engine behind a proxy that lets no more than the version through
+                return Engine(version)
     except (DockerException, OSError, KeyError, TypeError, ValueError) as error:
-        return None, _why_not(error)
+        return Engine(None, _why_not(error))
+
+
+def _hands_out_gpus(about: Mapping[str, Any]) -> bool | None:
+    """Whether --gpus works: the runtime is registered, CDI has found devices, or the hook is where the engine looks.
+
+    Docker looks for nvidia-container-runtime-hook on its PATH (moby daemon/nvidia_linux.go); that is ours only if it
+    runs on this machine.
+    """
+    if "nvidia" in (about.get("Runtimes") or {}):
+        return True
+    devices = about.get("DiscoveredDevices") or []
+    if any("nvidia.com/gpu" in str(device.get("ID", "")) for device in devices if isinstance(device, dict)):
+        return True
+    if not is_local() or "Docker Desktop" in str(about.get("OperatingSystem", "")):
+        return None
+    return shutil.which("nvidia-container-runtime-hook") is not None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import conda, doctor, engines, home, lock, spec
+from labrig import compat, conda, engines, home, lock, spec
 from labrig.engines import Environment
 from labrig.errors import HostError, UsageError
 from labrig.host import Host, read_host
@@ -57,8 +57,8 @@ def plan(root: Path, name: str | None = None, engine: str | None = None) -> Plan
         # In one line: this is no accident to look into, only the wrong machine.
         raise HostError(f"{reason}; `invoke doctor` says which targets it can run")
     if engine == "venv":  # doctor judges wheels on this system; a container and conda bring what theirs need
-        finding = doctor.judge(target, host)
-        if finding.verdict == doctor.NO_INSTALL:
+        finding = compat.judge(compat.of_target(target, engine), host)
+        if finding.verdict == compat.NO_INSTALL:
             raise HostError(f"target {target.name} cannot be installed here", found=finding.reason, fix=finding.fix)
     platform, images = engine_platform(engine, host), root / "images"
     locked = conda.versions(target, platform, images) if engine == "conda" else lock.load(target, platform, images)
@@ -113,16 +113,16 @@ def pick_best(table: Table, host: Host) -> Target:
     Raises:
         HostError: none does; the message has the reason for each.
     """
-    targets = list(table.targets.values())
-    best = doctor.best(targets, host)
+    builds = [compat.of_target(target) for target in table.targets.values()]
+    best = compat.best(builds, host)
     if best is None:
-        findings = [doctor.judge(target, host) for target in targets]
+        findings = [compat.judge(build, host) for build in builds]
         raise HostError(
             "no target runs on this machine",
             found="; ".join(f"{finding.name}: {finding.reason}" for finding in findings),
             fix=next((finding.fix for finding in findings if finding.fix), "invoke doctor"),
         )
-    return table.targets[best]
+    return table.targets[best.name]
 
 
 def build(

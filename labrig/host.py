@@ -36,6 +36,15 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class Torch:
+    """A torch that is installed in the environment in use, as its version.py says; it was not imported."""
+
+    version: str  # "2.13.0+cpu"
+    cuda: str | None  # "13.0"; None = a build for the CPU (or for MPS)
+    where: str  # the environment's folder
+
+
+@dataclass(frozen=True)
 class Host:
     """What a machine is. None and "" mean: not known, or not there."""
 
@@ -49,6 +58,12 @@ class Host:
     driver: str | None = None  # NVIDIA driver; in WSL2 it is the one of Windows
     gpus: tuple[Gpu, ...] = ()
     gpu_error: str = ""  # why GPUs could not be asked although there are signs of an NVIDIA driver
+    pci_nvidia: int | None = None  # NVIDIA display controllers on the PCI bus, whatever the driver; None = not asked
+    gpu_nodes: bool | None = None  # the driver's device files are in /dev (a container has them only with --gpus)
+    docker_gpus: bool | None = None  # the Docker engine can hand NVIDIA GPUs to a container
+    visible_devices: str | None = None  # CUDA_VISIBLE_DEVICES, where it is set
+    lse: bool | None = None  # on aarch64: the processor has ARMv8.1's atomics; None = not asked
+    torch: Torch | None = None
     chip: str | None = None  # "Apple M2"
     translated: bool = False  # this Python is an Intel one under Rosetta
     wsl: bool = False
@@ -89,10 +104,16 @@ def from_json(data: object, origin: str) -> Host:
     )
     for key in ("arch", "os_version", "python", "docker_error", "gpu_error"):
         _expect(origin, key, values.get(key, ""), "text", isinstance(values.get(key, ""), str))
-    for key in ("libc", "docker", "driver", "chip"):
+    for key in ("libc", "docker", "driver", "chip", "visible_devices"):
         _expect(origin, key, values.get(key), "text or null", isinstance(values.get(key), str | None))
     for key in ("translated", "wsl", "container", "virtual", "remote"):
         _expect(origin, key, values.get(key, False), "true or false", isinstance(values.get(key, False), bool))
+    for key in ("gpu_nodes", "docker_gpus", "lse"):
+        _expect(origin, key, values.get(key), "true, false or null", isinstance(values.get(key), bool | None))
+    counted = values.get("pci_nvidia")
+    whole = counted is None or (isinstance(counted, int) and not isinstance(counted, bool))
+    _expect(origin, "pci_nvidia", counted, "a whole number or null", whole)
+    values["torch"] = _torch_from_json(values.get("torch"), origin)
     if (driver := values.get("driver")) is not None:
         _expect(origin, "driver", driver, "numbers and dots, such as 580.65.06", _is_version(driver))
     gpus = values.get("gpus", ())
@@ -100,6 +121,18 @@ def from_json(data: object, origin: str) -> Host:
     values["gpus"] = tuple(_gpu_from_json(gpu, origin) for gpu in gpus)
     values["arch"] = _normal_arch(values["os"], values.get("arch", ""))
     return Host(**values, found_by=origin)
+
+
+def _torch_from_json(data: object, origin: str) -> Torch | None:
+    if data is None:
+        return None
+    keys = [field.name for field in fields(Torch)]
+    good = isinstance(data, Mapping) and set(data) == set(keys)
+    _expect(origin, "torch", data, f"null or an object of {', '.join(keys)}", good)
+    assert isinstance(data, Mapping)  # noqa: S101 for the type checker
+    texts = all(isinstance(data[key], str) for key in ("version", "where")) and isinstance(data["cuda"], str | None)
+    _expect(origin, "torch", data, "texts", texts)
+    return Torch(data["version"], data["cuda"], data["where"])
 
 
 def _gpu_from_json(data: object, origin: str) -> Gpu:
@@ -206,8 +239,10 @@ def read_host(
         host = replace(host, os_version=uname.version)
     if system != "macos":
         host = _nvidia(host, root, run, seconds)
-    version, why_not = daemon.ask()
-    return replace(host, docker=version, docker_error=why_not)
+    engine = daemon.ask()
+    return replace(
+        host, docker=engine.version, docker_error=engine.why_not, docker_gpus=engine.gpus, torch=_installed_torch()
+    )
 
 
 def _recorded(path: Path) -> Host:
@@ -238,9 +273,16 @@ def _linux(host: Host, root: Path, run: Run, seconds: float) -> Host:
         host,
         os_version=named[1] if named else "",
         libc=_glibc() or _musl(root, run, seconds),
+        lse=_has_lse(root) if host.arch == "aarch64" else None,
         wsl=re.search("microsoft-standard|WSL2", _text(root / "proc/version")) is not None,
         container=groups is not None or any(mark.exists() for mark in marks),
     )
+
+
+def _has_lse(root: Path) -> bool | None:
+    """The kernel calls ARMv8.1's large system extensions "atomics" (Documentation/arch/arm64/elf_hwcaps.rst)."""
+    found = re.search(r"^Features\s*:(.*)$", _text(root / "proc/cpuinfo"), re.MULTILINE)
+    return "atomics" in found[1].split() if found else None
 
 
 def _glibc() -> str | None:
@@ -285,8 +327,36 @@ def _at_the_screen(root: Path) -> bool:
         return True
 
 
+def _installed_torch() -> Torch | None:
+    """The torch of the environment in use, or of the Python on PATH, read from its version.py (torch/version.py.in)."""
+    prefixes = [Path(place) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if (place := os.environ.get(name))]
+    prefixes += [Path(found).parent.parent for name in ("python3", "python") if (found := shutil.which(name))]
+    for prefix in dict.fromkeys(prefixes):
+        for pattern in ("lib/python3*/site-packages", "lib/python3/dist-packages", "Lib/site-packages"):
+            for file in sorted(prefix.glob(f"{pattern}/torch/version.py")):
+                text = _text(file)
+                version = re.search(r"^__version__(?:: [^=]*)? = ['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+                cuda = re.search(r"^cuda(?:: [^=]*)? = ['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+                if version:
+                    return Torch(version[1], cuda[1] if cuda else None, str(prefix))
+    return None
+
+
+def _pci_nvidia(root: Path) -> int | None:
+    """How many NVIDIA display controllers are on the PCI bus: vendor 0x10de, class 0x03 (PCI-SIG)."""
+    devices = root / "sys/bus/pci/devices"
+    if not devices.is_dir():
+        return None
+    found = ((_text(device / "vendor").strip(), _text(device / "class").strip()) for device in devices.iterdir())
+    return sum(vendor == "0x10de" and kind.startswith("0x03") for vendor, kind in found)
+
+
 def _nvidia(host: Host, root: Path, run: Run, seconds: float) -> Host:
     """The driver from the kernel's own files (nvidia-smi may hang or be absent), the GPUs from nvidia-smi's query."""
+    if host.os == "linux":
+        nodes = any((root / "dev" / name).exists() for name in ("nvidiactl", "dxg"))
+        host = replace(host, pci_nvidia=_pci_nvidia(root), gpu_nodes=nodes)
+    host = replace(host, visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"))
     loaded = _text(root / "sys/module/nvidia/version").strip()
     if not _is_version(loaded):
         line = re.search(
@@ -303,9 +373,9 @@ def _nvidia(host: Host, root: Path, run: Run, seconds: float) -> Host:
 
     columns: tuple[str, ...] = _QUERY
     answer = _query(program, columns, run, seconds)
-    if "compute_cap" in answer.out + answer.error and "not a valid field" in answer.out + answer.error:
-        # Drivers up to R470 cannot say it.
-        columns = tuple(column for column in _QUERY if column != "compute_cap")
+    while unknown := _unknown_field(answer, columns):
+        # Drivers up to R470 cannot say compute_cap; 610 began to rename fields (vast-ai/base-image#244).
+        columns = tuple(column for column in columns if column != unknown)
         answer = _query(program, columns, run, seconds)
     said = (answer.error or answer.out).strip().partition("\n")[0]
     if "No devices were found" in answer.out + answer.error:
@@ -318,11 +388,12 @@ def _nvidia(host: Host, root: Path, run: Run, seconds: float) -> Host:
         # A name may hold a comma, the columns after it cannot.
         values = line_.rsplit(",", len(columns) - 1)
         row = dict(zip(columns, (value.strip() for value in values), strict=False))
-        if len(values) != len(columns) or not (_is_version(row["driver_version"]) and row["name"]):
+        told = row.get("driver_version")
+        if len(values) != len(columns) or not row.get("name") or not (told is None or _is_version(told)):
             return replace(
                 host, driver=loaded or None, gpu_error=f"nvidia-smi gives an unreadable answer: {line_[:80]!r}"
             )
-        capability, memory = row.get("compute_cap", ""), row["memory.total"]
+        capability, memory = row.get("compute_cap", ""), row.get("memory.total", "")
         gpus.append(
             Gpu(
                 row["name"],
@@ -330,8 +401,15 @@ def _nvidia(host: Host, root: Path, run: Run, seconds: float) -> Host:
                 int(memory) if memory.isdecimal() else None,
             )
         )
-        drivers.append(row["driver_version"])
+        drivers += [told] if told else []
     return replace(host, driver=loaded or (drivers[0] if drivers else None), gpus=tuple(gpus))
+
+
+def _unknown_field(answer: Answer, columns: Sequence[str]) -> str | None:
+    """The field that this nvidia-smi does not know, of those it was asked for."""
+    said = answer.out + answer.error
+    named = re.search(r'[Ff]ield "?([a-z_.]+)"? is not a valid field', said)
+    return named[1] if named and named[1] in columns and len(columns) > 1 else None
 
 
 def _query(program: str, columns: Sequence[str], run: Run, seconds: float) -> Answer:

@@ -291,7 +291,7 @@ def _run_buildx(client: DockerClient, recipe: Recipe, context: Path, root: Path,
     text = "\n".join(said)
     if daemon.is_full(text):
         raise daemon.full(next(line for line in said if daemon.is_full(line)))
-    if why := daemon.ask()[1]:
+    if why := daemon.ask().why_not:
         raise daemon.absent(f"it stopped answering while the image was built ({why})")
     if code == -signal.SIGKILL:
         raise BuildError(

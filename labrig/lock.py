@@ -19,7 +19,7 @@ from typing import Any
 
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from labrig import compat
+from labrig import matrix
 from labrig.errors import LockError
 from labrig.files import write_atomically
 from labrig.spec import Target
@@ -128,7 +128,7 @@ def requirement_lines(target: Target) -> tuple[str, ...]:
 def _without_local_builds(target: Target, pin: str) -> str:
     """PEP 440 lets ==2.13.0 accept 2.13.0+cpu, and a folder of wheels may hold that: never take another build."""
     version = pin.partition("==")[2]
-    return pin + "".join(f",!={version}+{name}" for name in sorted(v.name for v in compat.variants(target.torch)))
+    return pin + "".join(f",!={version}+{name}" for name in sorted(v.name for v in matrix.variants(target.torch)))
 
 
 def inputs(target: Target, platform: str) -> str:
@@ -220,15 +220,15 @@ def quoted(text: str) -> str:
 def uv_platform(target: Target, platform: str) -> str:
     if platform == "macos_arm64":
         return "aarch64-apple-darwin"
-    release = compat.release(target.torch)
+    release = matrix.release(target.torch)
     known = (release and release.glibc.get(platform)) or GLIBC
-    glibc = max(known, GLIBC, key=compat.numbers)
+    glibc = max(known, GLIBC, key=matrix.numbers)
     return f"{platform.removeprefix('linux_')}-manylinux_{glibc.replace('.', '_')}"
 
 
 def oldest_macos(target: Target) -> str | None:
     """The macOS that every wheel has to install on; the row's own is higher where MPS needs a newer one than torch."""
-    floor = compat.macos_floor(target.torch, target.python) if target.macos else None
+    floor = matrix.macos_floor(target.torch, target.python) if target.macos else None
     return floor.install if floor else None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import base, compat, conda, doctor, image, interpreters, lock, support
+from labrig import base, compat, conda, image, interpreters, lock, matrix, support
 from labrig.errors import LockError, PendingError
 from labrig.files import write_atomically
 from labrig.lock import Lock
@@ -46,11 +46,11 @@ def render(table: Table, target: Target, templates: Path) -> dict[Path, str]:
         locks=locks,
         index=table.indexes[target.index] if target.index else None,
         index_variable=f"LABRIG_INDEX_{target.index.upper().replace('-', '_')}" if target.index else None,
-        mac=compat.macos_floor(target.torch, target.python) if target.device == MPS else None,
-        intel_last=compat.intel_mac_last(),
+        mac=matrix.macos_floor(target.torch, target.python) if target.device == MPS else None,
+        intel_last=matrix.intel_mac_last(),
         uv_python=interpreters.request(target.python, "darwin" if target.device == MPS else "linux"),
-        virtual_issue=doctor.VIRTUAL_ISSUE,
-        remote_issue=doctor.REMOTE_ISSUE,
+        virtual_issue=compat.VIRTUAL_ISSUE,
+        remote_issue=compat.REMOTE_ISSUE,
     )
     if target.conda:
         text = render_environment_yml(target, locks[0], templates, target.conda.channel)

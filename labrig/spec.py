@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from labrig import compat
+from labrig import matrix
 from labrig.errors import SpecError
 
 TABLE = "targets.toml"
@@ -176,9 +176,9 @@ def _target(
     name: str, row: _Row, defaults: _Row, indexes: Mapping[str, str], suites: Iterable[Suite], conda: _Row
 ) -> Target:
     torch = row.matching("torch", EXACT, 'an exact version in quotes, such as "2.13.0"')
-    release = compat.release(torch)
+    release = matrix.release(torch)
     if release is None:
-        row.fail("torch", torch, f"a release known to labrig/data/releases.tsv: {', '.join(compat.releases())}")
+        row.fail("torch", torch, f"a release known to labrig/data/releases.tsv: {', '.join(matrix.releases())}")
     python = row.matching("python", MINOR, 'a minor version in quotes, such as "3.13"')
     variant = row.word("variant", _variants(torch))
     device = "cuda" if variant.startswith("cu") else variant
@@ -202,9 +202,9 @@ def _target(
             row.fail("unlocked", _shown(platform), f"platforms of this row: {', '.join(platforms)}")
         if not isinstance(reason, str) or not reason.strip():
             row.fail(f"unlocked.{platform}", _shown(reason), "the reason, as text")
-    build = compat.variant(torch, "cpu" if variant == MPS else variant)
+    build = matrix.variant(torch, "cpu" if variant == MPS else variant)
     cuda = build.cuda if build and build.cuda and variant.startswith("cu") else None
-    mac = compat.macos_floor(torch, python) if device == MPS else None
+    mac = matrix.macos_floor(torch, python) if device == MPS else None
     target = Target(
         name=name,
         torch=torch,
@@ -222,10 +222,10 @@ def _target(
         suite=suite,
         conda=_conda(row, conda, torch, variant, python, platforms) if "conda" in engines else None,
         cuda=".".join(cuda.split(".")[:2]) if cuda else None,
-        min_driver=compat.driver_floor(variant, cuda) if cuda else None,
-        archs=MappingProxyType({p: a for p in platforms if cuda and (a := compat.archs(torch, variant, p))}),
+        min_driver=matrix.driver_floor(variant, cuda) if cuda else None,
+        archs=MappingProxyType({p: a for p in platforms if cuda and (a := matrix.archs(torch, variant, p))}),
         glibc=release.glibc.get(platforms[0]),
-        macos=max((mac.install, mac.mps), key=compat.numbers) if mac else None,
+        macos=max((mac.install, mac.mps), key=matrix.numbers) if mac else None,
     )
     _cross_check(row, target)
     return target
@@ -253,7 +253,7 @@ def _check_image(name: str, row: _Row, python: str, suite: Suite | None, suites:
 
 
 def _conda(row: _Row, conda: _Row, torch: str, variant: str, python: str, platforms: Iterable[str]) -> Conda:
-    builds = {platform: compat.conda_build(torch, variant, platform) for platform in platforms}
+    builds = {platform: matrix.conda_build(torch, variant, platform) for platform in platforms}
     for platform, build in builds.items():
         if build is None:
             row.fail("engines", "conda", f"engines without conda: labrig/data/conda.tsv has no build of torch {torch} "
@@ -277,15 +277,15 @@ def _conda(row: _Row, conda: _Row, torch: str, variant: str, python: str, platfo
 
 def _variants(torch: str) -> tuple[str, ...]:
     """Variant words a row may use for this torch: cpu, cuNNN, and mps where a macOS wheel exists."""
-    known = tuple(v.name for v in compat.variants(torch) if v.kind in ("cpu", "cuda") and v.platforms)
-    return (*known, MPS) if compat.pythons(torch, "macos_arm64") else known
+    known = tuple(v.name for v in matrix.variants(torch) if v.kind in ("cpu", "cuda") and v.platforms)
+    return (*known, MPS) if matrix.pythons(torch, "macos_arm64") else known
 
 
 def _platforms(row: _Row, torch: str, variant: str) -> tuple[str, ...]:
     if variant == MPS:
         allowed: tuple[str, ...] = ("macos_arm64",)
     else:
-        build = compat.variant(torch, variant)
+        build = matrix.variant(torch, variant)
         # The macOS wheel always carries MPS, so it is the mps variant and never the cpu one.
         allowed = tuple(p for p in PLATFORMS if build and p in build.platforms and p != "macos_arm64")
     if not allowed:
@@ -305,7 +305,7 @@ def _platforms(row: _Row, torch: str, variant: str) -> tuple[str, ...]:
 
 def _check_wheels(row: _Row, torch: str, python: str, platforms: Iterable[str]) -> None:
     for platform in platforms:
-        pythons = compat.pythons(torch, platform)
+        pythons = matrix.pythons(torch, platform)
         if python not in pythons:
             have = " ".join(pythons) or "none"
             row.fail("python", python, f"a Python that torch {torch} has a wheel for on {platform}: {have}")
@@ -316,7 +316,7 @@ def _index(row: _Row, torch: str, variant: str, platforms: Iterable[str], indexe
         return row.word("index", tuple(indexes))
     wanted = "cpu" if variant == MPS else variant
     for platform in platforms:
-        plain = compat.default_variant(torch, platform)
+        plain = matrix.default_variant(torch, platform)
         if plain != wanted:
             row.fail(
                 "index",
@@ -343,7 +343,7 @@ def _packages(row: _Row) -> tuple[str, ...]:
     return tuple(packages)
 
 
-def _companions(row: _Row, release: compat.Release, python: str, platforms: Iterable[str]) -> tuple[str, ...]:
+def _companions(row: _Row, release: matrix.Release, python: str, platforms: Iterable[str]) -> tuple[str, ...]:
     if "companions" not in row.data:
         return ()
     pins = []
@@ -352,7 +352,7 @@ def _companions(row: _Row, release: compat.Release, python: str, platforms: Iter
         if version is None:
             row.fail("companions", name, f"only companions that torch {release.torch} has")
         for platform in platforms:
-            pythons = compat.companion_pythons(name, version, platform)
+            pythons = matrix.companion_pythons(name, version, platform)
             if python not in pythons:
                 have = " ".join(pythons) or "none"
                 row.fail("companions", name, f"{name} {version} on {platform} has wheels for Python {have}")

@@ -75,8 +75,8 @@ def _lacking(target: Target, engine: str) -> str:
     if engine == "docker" and target.suite is None:
         return f"no Debian suite of the table brings Python {target.python}"
     if engine == "conda" and not target.conda:
-        from labrig import compat
+        from labrig import matrix
 
-        if any(compat.conda_build(target.torch, target.variant, platform) is None for platform in target.platforms):
+        if any(matrix.conda_build(target.torch, target.variant, platform) is None for platform in target.platforms):
             return f"no build of torch {target.torch} {target.variant} on conda-forge is known (labrig/data/conda.tsv)"
     return "left out of the row's engines"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labrig import checks, doctor, environment, labs
+from labrig import checks, compat, environment, labs
 from labrig.engines import Environment
 from labrig.errors import LabrigError
 from labrig.verify import Record, tally, verify
@@ -65,7 +65,7 @@ def up(
     """
     engine, why = environment.usable_engine(root, name)
     todo = environment.plan(root, name, engine)
-    finding = doctor.judge(todo.target, todo.host)
+    finding = compat.judge(compat.of_target(todo.target, todo.engine), todo.host)
     _say(f"target {todo.target.name}: {finding.verdict} here ({finding.reason})")
     _say(f"engine {todo.engine}: {why or _why_first(todo)}")
     amount = "" if todo.engine == "conda" else f", {len(todo.lock.wheels)} wheels, {todo.lock.size / 1e6:.0f} MB"

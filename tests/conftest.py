@@ -15,7 +15,11 @@ REQUIRED = "docker" in os.environ.get("LABRIG_REQUIRE", "").split(",")
 NOT_RUN = pytest.StashKey[int]()  # container tests, for want of an engine
 PROOFS = pytest.StashKey[set[str]]()  # what tests that passed have proved of targets and engines
 SUPPORT = pytest.StashKey[list[str]]()  # where the table of support says something else
-BY_HAND = {"cuda_image": "tests of the images for CUDA", "rebuild": "test that makes the labs' data files again"}
+BY_HAND = {
+    "cuda_image": "tests of the images for CUDA",
+    "full": "tests of labs that train for minutes",
+    "rebuild": "test that makes the labs' data files again",
+}
 NOT_SELECTED = pytest.StashKey[dict[str, int]]()  # how many of those, unless -m asks for them
 
 

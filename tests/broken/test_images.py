@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import testinfra
 
-from labrig import checks, compat, daemon, environment, image, verify
+from labrig import checks, daemon, environment, image, matrix, verify
 from labrig.checks import FAILED, SKIPPED, Expectation, Outcome
 from labrig.engines import Environment, docker
 from labrig.errors import VerifyError
@@ -43,22 +43,22 @@ def same(row: Row) -> Row:
 
 def cuda(row: Row) -> Row:
     """The row of the same torch for CUDA, as somebody would believe who reads the tag only."""
-    torch, variant = row.target.torch, compat.default_variant(row.target.torch, row.lock.platform)
+    torch, variant = row.target.torch, matrix.default_variant(row.target.torch, row.lock.platform)
     assert variant
-    build = compat.variant(torch, variant)
+    build = matrix.variant(torch, variant)
     assert build
     assert build.cuda
     target = replace(
         row.target, name="cuda", variant=variant, device="cuda", cuda=".".join(build.cuda.split(".")[:2]),
-        min_driver=compat.driver_floor(variant, build.cuda),
-        archs={row.lock.platform: compat.archs(torch, variant, row.lock.platform) or ()},
+        min_driver=matrix.driver_floor(variant, build.cuda),
+        archs={row.lock.platform: matrix.archs(torch, variant, row.lock.platform) or ()},
     )  # fmt: skip
     return Row(target, replace(row.lock, target="cuda"))
 
 
 def companion(row: Row) -> Row:
     """The row with the torchvision that belongs to its torch."""
-    release = compat.release(row.target.torch)
+    release = matrix.release(row.target.torch)
     assert release and release.torchvision
     file = f"torchvision-{release.torchvision}-py3-none-any.whl"
     wheel = Wheel("torchvision", release.torchvision, file, "0" * 64, 1)

@@ -26,8 +26,8 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from rattler.index import index_fs
 
 from labrig import conda
-from labrig.compat import SUBDIRS
 from labrig.lock import Wheel
+from labrig.matrix import SUBDIRS
 from labrig.spec import Target
 
 NAME = "conda-forge"  # a folder of this name, as mirrors are called

@@ -12,7 +12,7 @@ import pytest
 from checkouts import Checkout, error_line
 
 from labrig import conda, spec
-from labrig.compat import SUBDIRS
+from labrig.matrix import SUBDIRS
 
 ROOT = Path(__file__).parents[2]
 TARGETS = [target for target in spec.read(ROOT / "images" / spec.TABLE).targets.values() if target.conda]

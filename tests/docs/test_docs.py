@@ -48,7 +48,9 @@ def test_every_task_and_flag_is_in_the_docs(name: str) -> None:
     section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section, f"docs/commands.md has no section on {name}"
     for argument in tasks()[name].get_arguments():  # type: ignore[attr-defined]
-        assert f"--{argument.name.replace('_', '-')}" in section[1], f"{name} --{argument.name} is not described"
+        assert f"--{argument.name.rstrip('_').replace('_', '-')}" in section[1], (
+            f"{name} --{argument.name} is not described"
+        )
 
 
 def test_every_door_of_the_makefile_is_in_the_readme() -> None:
@@ -83,7 +85,7 @@ def test_exit_codes_in_the_docs_are_those_of_the_errors() -> None:
 
 
 def test_the_page_on_macs_states_what_the_rows_need() -> None:
-    from labrig import compat, spec
+    from labrig import matrix, spec
 
     text = (ROOT / "docs" / "mac.md").read_text(encoding="utf-8")
     rows = {line.split(" | ")[1]: line for line in text.splitlines() if line.startswith("| macOS ")}
@@ -91,8 +93,8 @@ def test_the_page_on_macs_states_what_the_rows_need() -> None:
     targets = [target for target in spec.read(ROOT / "images" / spec.TABLE).targets.values() if target.device == "mps"]
     assert targets
     for target in targets:
-        floor = compat.macos_floor(target.torch, target.python)
+        floor = matrix.macos_floor(target.torch, target.python)
         assert floor
         assert f"| macOS {floor.install} |" in wheel and f"| macOS {floor.mps} |" in mps
         assert f"With only Python {target.python} " in text
-    assert f"torch {compat.intel_mac_last()} was the last with wheels for Intel" in text
+    assert f"torch {matrix.intel_mac_last()} was the last with wheels for Intel" in text

@@ -169,7 +169,13 @@ def test_wrong_flags_exit_2(flags: list[str], python, tmp_path: Path) -> None:
     assert python(LABS / "01_tensors.py", *flags, "--out", tmp_path).returncode == 2
 
 
-@pytest.mark.parametrize("lab", IDS)
+# The plainest, one that saves and resumes, a compiler, processes of its own; the others run there by hand.
+IN_EVERY_RUN = ("01_tensors", "06_images", "19_speed", "20_two_processes")
+
+
+@pytest.mark.parametrize(
+    "lab", [pytest.param(lab, marks=() if lab in IN_EVERY_RUN else pytest.mark.full) for lab in IDS]
+)
 def test_a_lab_runs_in_a_notebook_kernel(lab: str, python, tmp_path: Path) -> None:
     """Cell by cell in a real kernel, whose own command line has flags no lab knows, and where no __file__ is."""
     execute = (

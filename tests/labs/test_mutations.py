@@ -18,7 +18,14 @@ from records import LABS, record
 MUTATIONS: dict[str, list[dict[str, Any]]] = tomllib.loads(
     Path(__file__).with_name("mutations.toml").read_text(encoding="utf-8")
 )
-CASES = [pytest.param(lab, case, id=f"{lab}-{case['gate']}-{i}")
+LONG = ("06_images", "08_gpt", "16_masked_words", "18_missing_patches")  # half a minute each at full size
+
+
+def marks(lab: str, case: dict[str, Any]) -> tuple[pytest.MarkDecorator, ...]:
+    return (pytest.mark.full,) if lab in LONG and not case["quick"] else ()
+
+
+CASES = [pytest.param(lab, case, id=f"{lab}-{case['gate']}-{i}", marks=marks(lab, case))
          for lab, cases in MUTATIONS.items() for i, case in enumerate(cases)]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from labrig import catalogue, spec, support
 ROOT = Path(__file__).parents[2]
 INVOKE = Path(sys.executable).with_name("invoke")
 OTHER = "mps" if sys.platform == "linux" else "cuda"  # a target that is for another system than this
-DOCTOR_KEYS = {"host", "best", "targets"}
+DOCTOR_KEYS = {"host", "assumed", "best", "cuda", "targets", "sources"}
 
 TABLE = f"""
 [defaults]

@@ -1,423 +1,462 @@
-"""The compatibility tables, read a second time in the plainest way and compared with what labrig.compat answers."""
+"""Verdicts over recorded machines. Targets are built here from the tables, so that no test depends on today's rows."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from labrig import compat
-from labrig.errors import UsageError
-
-TABLES = ("releases", "wheels", "cuda_variants", "drivers", "gpu_arch", "gpus", "macos", "conda", "python", "sources")
-REMARK = re.compile(r" \(.*\)$")
+from labrig import compat, matrix
+from labrig.compat import CPU_ONLY, FAILS, NO_INSTALL, RUNS, UNKNOWN, Finding
+from labrig.doctor import render, report
+from labrig.host import Gpu, Host, from_json
+from labrig.spec import Target
 
 
-def raw(name: str, folder: Path = compat.DATA) -> list[dict[str, str]]:
-    header, *lines = (folder / f"{name}.tsv").read_text(encoding="utf-8").rstrip("\n").split("\n")
-    return [dict(zip(header.split("\t"), line.split("\t"), strict=True)) for line in lines]
+def judge(target: Target, host: Host, others: Sequence[Target] = ()) -> Finding:
+    return compat.judge(compat.of_target(target), host, [compat.of_target(other) for other in others])
 
 
-def known(value: str) -> str | None:
-    return None if value in ("-", "unconfirmed") else REMARK.sub("", value)
+def best(targets: Sequence[Target], host: Host) -> str | None:
+    found = compat.best([compat.of_target(target) for target in targets], host)
+    return found.name if found else None
 
 
-def listed(value: str) -> tuple[str, ...]:
-    return () if value in ("-", "unconfirmed") else tuple(value.split())
+# --- targets, with facts from the tables ------------------------------------------------------------------------------
 
 
-# --- the tables themselves --------------------------------------------------------------------------------------------
+def target(name: str, torch: str, variant: str, platforms: tuple[str, ...] = ("linux_x86_64",)) -> Target:
+    build = matrix.variant(torch, "cpu" if variant == "mps" else variant)
+    release = matrix.release(torch)
+    mac = matrix.macos_floor(torch) if variant == "mps" else None
+    assert build
+    assert release
+    return Target(
+        name=name,
+        torch=torch,
+        variant=variant,
+        python=matrix.pythons(torch, platforms[0])[0],
+        device="cuda" if build.kind == "cuda" else variant,
+        engines=("venv",),
+        platforms=platforms,
+        packages=(),
+        companions=(),
+        index=None,
+        unlocked={},
+        why="a test",
+        base="bootstrap",
+        suite=None,
+        conda=None,
+        cuda=build.cuda and ".".join(build.cuda.split(".")[:2]),
+        min_driver=matrix.driver_floor(build.name, build.cuda) if build.cuda else None,
+        archs={platform: code for platform in platforms if (code := matrix.archs(torch, variant, platform))},
+        glibc=None if mac else release.glibc[platforms[0]],
+        macos=mac.mps if mac else None,
+    )
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_every_row_parses_and_names_known_sources(name: str) -> None:
-    rows = compat.read_table(compat.DATA / f"{name}.tsv")
-    assert [dict(row) for row in rows] == raw(name)
-    assert rows
-    for row in rows:
-        ids = listed(row.get("src", "-"))
-        assert all(compat.source(id) for id in ids), row
-        if name != "sources" and "unconfirmed" not in row["conf"]:
-            assert ids, f"a fact without a source: {row}"
-
-
-def test_every_table_in_the_folder_is_tested() -> None:
-    assert sorted(path.stem for path in compat.DATA.glob("*.tsv")) == sorted(TABLES)
-
-
-def test_the_tables_fit_each_other() -> None:
-    torches = {row["torch"] for row in raw("releases")}
-    builds = {(row["torch"], row["variant"]): row for row in raw("cuda_variants")}
-    assert {row["torch"] for row in raw("gpu_arch")} <= torches
-    assert {torch for torch, _ in builds} == torches
-    assert {row["torch"] for row in raw("macos") if row["arch"] == "arm64"} == torches
-    assert {(row["torch"], row["variant"]) for row in raw("gpu_arch")} <= set(builds)
-    for release in raw("releases"):
-        torch = release["torch"]
-        assert release["pypi_cuda"] == compat.default_variant(torch, "linux_x86_64")
-        for package in ("torchvision", "torchaudio"):
-            for platform in compat.PLATFORMS:
-                assert compat.companion_pythons(package, release[package], platform)
-        for platform in compat.PLATFORMS:
-            everywhere = set(listed(release["python_all"]))
-            assert everywhere <= set(compat.pythons(torch, platform))
-    for row in raw("wheels"):
-        if row["package"] == "torch" and row["torch"] in torches:
-            build = row["build"].removesuffix("+mps")
-            assert compat.default_variant(row["torch"], row["platform"]) == build
-
-
-def test_every_cuda_build_that_exists_has_a_driver_floor() -> None:
-    for torch in compat.releases():
-        for build in compat.variants(torch):
-            if build.kind == "cuda" and build.platforms:
-                for system in ("linux", "windows"):
-                    assert compat.driver_floor(build.name, build.cuda, system), (build, system)
-
-
-# --- each question against the raw rows -------------------------------------------------------------------------------
-
-
-def test_releases_are_all_there_in_version_order() -> None:
-    assert set(compat.releases()) == {row["torch"] for row in raw("releases")}
-    assert list(compat.releases()) == sorted(compat.releases(), key=compat.numbers)
-    assert list(compat.releases()) == [row["torch"] for row in sorted(raw("releases"), key=lambda row: row["released"])]
-
-
-def test_release() -> None:
-    for row in raw("releases"):
-        found = compat.release(row["torch"])
-        assert found is not None
-        assert (found.torchvision, found.torchaudio) == (known(row["torchvision"]), known(row["torchaudio"]))
-        assert found.glibc == {f"linux_{arch}": known(row[f"glibc_{arch}"]) for arch in ("x86_64", "aarch64")}
-        assert found.sources == listed(row["src"])
-    assert compat.release("0.0.1") is None
-
-
-def test_variants() -> None:
-    for torch in compat.releases():
-        rows = [row for row in raw("cuda_variants") if row["torch"] == torch]
-        assert [build.name for build in compat.variants(torch)] == [row["variant"] for row in rows]
-        for row in rows:
-            build = compat.variant(torch, row["variant"])
-            assert build is not None
-            assert build.kind == row["kind"]
-            assert build.cuda == known(row["cuda"])
-            assert build.platforms == tuple(name for name in compat.PLATFORMS if row[name] == "yes")
-            assert set(build.default_on) == set(listed(row["pypi_default_on"]))
-            assert build.index_path == row["index_path"]
-            assert build.sources == listed(row["src"])
-            assert set(build.default_on) <= set(build.platforms)
-        for platform in compat.PLATFORMS:
-            assert sum(platform in build.default_on for build in compat.variants(torch)) <= 1
-    assert compat.variants("0.0.1") == ()
-    assert compat.variant(compat.releases()[-1], "cu1") is None
-    assert compat.default_variant("0.0.1", "linux_x86_64") is None
-
-
-def test_default_on_a_mac_is_the_cpu_build() -> None:
-    assert {compat.default_variant(torch, "macos_arm64") for torch in compat.releases()} == {"cpu"}
-
-
-def test_pythons() -> None:
-    for row in raw("wheels"):
-        found = compat.companion_pythons(row["package"], row["version"], row["platform"])
-        if row["python"] == "py3":
-            assert found == compat.pythons(row["torch"], row["platform"]) != ()
-        else:
-            assert found == tuple(row["python"].split())
-        if row["package"] == "torch":
-            assert compat.pythons(row["torch"], row["platform"]) == found
-    assert compat.pythons("0.0.1", "linux_x86_64") == ()
-    assert compat.pythons(compat.releases()[-1], "solaris_sparc") == ()
-
-
-def test_archs_are_unknown_where_they_are_unconfirmed() -> None:
-    unknown = 0
-    for row in raw("gpu_arch"):
-        found = compat.archs(row["torch"], row["variant"], row["platform"])
-        if row["archs"] == "unconfirmed" or row["conf"] == "unconfirmed":
-            assert found is None
-            unknown += 1
-        else:
-            assert found == tuple(row["archs"].split())
-    assert unknown
-    assert compat.archs(compat.releases()[-1], "cpu", "linux_x86_64") is None
-
-
-def test_driver_floor() -> None:
-    for row in raw("drivers"):
-        for system in ("linux", "windows"):
-            toolkit = None if row["toolkit"].endswith("x") else row["toolkit"]
-            assert compat.driver_floor(row["variant"], toolkit, system) == known(row[f"min_{system}"])
-    assert compat.driver_floor("cpu") is None
-    assert compat.driver_floor("cu130", "99.0.0") is None, "an unknown toolkit is not answered by another one's row"
-    with pytest.raises(UsageError, match="no such system"):
-        compat.driver_floor("cu130", os="beos")
-
-
-def test_driver_floors_are_one_per_cuda_major() -> None:
-    floors = {(row["cuda_major"], row["min_linux"]) for row in raw("drivers")}
-    assert len(floors) == len({major for major, _ in floors})
-
-
-def test_macos_floor() -> None:
-    for row in raw("macos"):
-        found = compat.macos_floor(row["torch"])
-        if row["arch"] == "arm64":
-            assert found is not None
-            assert (found.install, found.mps) == (row["macos_install_min"], row["macos_mps_min"])
-        else:
-            assert found is None
-            assert compat.intel_mac_last() == row["torch"]
-    assert compat.macos_floor("0.0.1") is None
-
-
-def test_macos_floor_of_a_python_whose_wheel_is_tagged_apart() -> None:
-    apart = 0
-    for row in raw("macos"):
-        if row["arch"] != "arm64":
-            continue
-        for python in compat.pythons(row["torch"], "macos_arm64"):
-            found = compat.macos_floor(row["torch"], python)
-            assert found is not None
-            tags = [
-                part for part in row["wheel_tag"].split("; ") if "(" not in part or python in re.split(r"[ ()]", part)
-            ]
-            assert len(tags) == 1
-            assert tags[0].startswith(f"macosx_{found.install.replace('.', '_')}_arm64")
-            apart += found.install != row["macos_install_min"]
-    assert apart
-
-
-def test_gpus() -> None:
-    for row in raw("gpus"):
-        found = compat.gpu(row["cc"])
-        assert found is not None
-        assert (found.family, ", ".join(found.cards), found.advice) == (row["family"], row["cards"], row["advice"])
-        assert found.jetson == (row["class"] == "jetson")
-        assert found.driver_last == (None if row["driver_last"] == "ongoing" else row["driver_last"])
-        assert found.driver_floor == known(row["driver_floor_linux"])
-        assert found.driver_floor_windows == known(row["driver_floor_windows"])
-        assert found.torch_last == known(row["torch_last"])
-        assert found.torch_last_variants == listed(row["torch_last_variants"])
-        assert (found.confidence, found.sources) == (row["conf"], listed(row["src"]))
-    assert compat.gpu("1.0") is None
-
-
-@pytest.mark.parametrize("row", raw("gpus"), ids=lambda row: row["cc"])
-def test_first_and_last_torch_of_a_gpu_follow_from_the_rule(row: dict[str, str]) -> None:
-    """gpus.tsv derives them from gpu_arch.tsv; here they are derived again with `runs_on`."""
-    runs = [
+def newest_with(variant: str, cc: str, platform: str = "linux_x86_64") -> str:
+    """The newest torch whose build of that variant has code for a capability."""
+    return next(
         torch
-        for torch in compat.releases()
-        for build in compat.variants(torch)
-        if (code := compat.archs(torch, build.name, row["platform"])) and compat.runs_on(code, row["cc"])
-    ]
-    if row["torch_first"] == "-":
-        assert not runs
-    else:
-        assert (runs[0], runs[-1]) == (row["torch_first"], REMARK.sub("", row["torch_last"]))
+        for torch in reversed(matrix.releases())
+        if (code := matrix.archs(torch, variant, platform)) and matrix.runs_on(code, cc)
+    )
 
 
-def test_jetson_chips_before_thor_are_those_without_an_official_wheel() -> None:
-    before_thor = {row["cc"] for row in raw("gpus") if row["class"] == "jetson" and row["torch_first"] == "-"}
-    for cc in before_thor:
-        major = cc.split(".")[0]
-        assert not compat.runs_on([f"{major}.0"], cc)
-        assert compat.runs_on([f"{major}.0", cc], cc)
+MODERN = newest_with("cu130", "12.0")
+OLDER = next(torch for torch in matrix.releases() if matrix.default_variant(torch, "linux_x86_64") == "cu126")
+LINUX = ("linux_x86_64", "linux_aarch64")
+
+CPU = target("cpu", MODERN, "cpu", LINUX)
+CUDA = target("cuda", MODERN, "cu130")
+LEGACY = target("cuda-legacy", OLDER, "cu126")
+MPS = target("mps", MODERN, "mps", ("macos_arm64",))
+TARGETS = (CPU, CUDA, LEGACY, MPS)
+
+# --- recorded machines ------------------------------------------------------------------------------------------------
+
+DEBIAN: dict[str, Any] = {"os": "linux", "arch": "x86_64", "os_version": "Debian 12", "libc": "glibc 2.36"}
+MAC: dict[str, Any] = {"os": "macos", "arch": "arm64"}
 
 
-# --- rules ------------------------------------------------------------------------------------------------------------
-
-CAPABILITIES = st.builds("{}.{}".format, st.integers(2, 20), st.integers(0, 9))
-JETSON = ("5.3", "6.2", "7.2", "8.7")
+def gpu(name: str, capability: str | None, memory: int | None = None) -> dict[str, Any]:
+    return {"name": name, "capability": capability, "memory_mib": memory}
 
 
-@given(st.lists(CAPABILITIES), CAPABILITIES)
-def test_runs_on(archs: list[str], cc: str) -> None:
-    x, y = map(int, cc.split("."))
-    ordinary = any(f"{x}.{z}" in archs for z in range(y + 1))
-    assert compat.runs_on(archs, cc) == ((cc in archs) if cc in JETSON else ordinary)
+RTX_4090 = gpu("NVIDIA GeForce RTX 4090", "8.9", 24564)
+RTX_5090 = gpu("NVIDIA GeForce RTX 5090", "12.0", 32607)
+GTX_1080_TI = gpu("NVIDIA GeForce GTX 1080 Ti", "6.1", 11264)
 
-
-@given(st.lists(CAPABILITIES), CAPABILITIES, CAPABILITIES)
-def test_more_code_never_runs_on_fewer_gpus(archs: list[str], extra: str, cc: str) -> None:
-    assert compat.runs_on([*archs, extra], cc) >= compat.runs_on(archs, cc)
-
-
-@given(st.text(max_size=8))
-def test_a_malformed_capability_is_an_error_with_a_name(text: str) -> None:
-    if re.fullmatch(r"[0-9]+\.[0-9]", text):
-        compat.runs_on(["8.0"], text)
-    else:
-        with pytest.raises(UsageError, match="compute capability"):
-            compat.runs_on(["8.0"], text)
-
-
-VERSIONS = st.lists(st.integers(0, 2000), min_size=1, max_size=4)
-
-
-def dotted(parts: list[int]) -> str:
-    return ".".join(map(str, parts))
-
-
-@given(VERSIONS, VERSIONS)
-def test_at_least_is_a_total_order(a: list[int], b: list[int]) -> None:
-    assert compat.at_least(dotted(a), dotted(b)) or compat.at_least(dotted(b), dotted(a))
-    width = max(len(a), len(b))
-    assert compat.at_least(dotted(a), dotted(b)) == (a + [0] * (width - len(a)) >= b + [0] * (width - len(b)))
-    assert compat.at_least(dotted([*a, 0]), dotted(a))
-    assert compat.at_least(dotted(a), dotted([*a, 0]))
-
-
-def test_numbers_compare_as_numbers() -> None:
-    assert compat.at_least("570.124.06", "570.26")
-    assert not compat.at_least("2.4.1", "2.10.0")
-    assert compat.at_least("580", "580.0")
-
-
-@given(st.text(max_size=12))
-def test_anything_but_a_dotted_version_is_an_error_with_a_name(text: str) -> None:
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)*", text):
-        assert dotted(list(compat.numbers(text)))
-    else:
-        with pytest.raises(UsageError, match="dotted version"):
-            compat.numbers(text)
-
-
-# --- wrong tables -----------------------------------------------------------------------------------------------------
-
-CACHED = [function for function in vars(compat).values() if hasattr(function, "cache_clear")]
-
-
-@pytest.fixture
-def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the tables that the test may spoil."""
-    copy = tmp_path / "data"
-    shutil.copytree(compat.DATA, copy)
-    monkeypatch.setattr(compat, "DATA", copy)
-    for function in CACHED:
-        function.cache_clear()
-    yield copy
-    for function in CACHED:
-        function.cache_clear()
-
-
-def spoil(path: Path, line: int, column: str, value: str) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    fields = lines[line - 1].split("\t")
-    fields[lines[0].split("\t").index(column)] = value
-    lines[line - 1] = "\t".join(fields)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-OLDEST = compat.releases()[0]
-QUESTIONS = {
-    "releases": compat.releases,
-    "cuda_variants": lambda: compat.variants(OLDEST),
-    "wheels": lambda: compat.pythons(OLDEST, "linux_x86_64"),
-    "gpu_arch": lambda: compat.archs(OLDEST, "cu121", "linux_x86_64"),
-    "drivers": lambda: compat.driver_floor("cu121"),
-    "gpus": lambda: compat.gpu("8.6"),
-    "macos": lambda: compat.macos_floor(OLDEST),
-    "sources": lambda: compat.source("S01"),
+MACHINES: dict[str, dict[str, Any]] = {
+    "this box": {**DEBIAN, "container": True},
+    "workstation": {**DEBIAN, "driver": "580.65.06", "gpus": [RTX_4090]},
+    "workstation with an older driver": {**DEBIAN, "driver": "550.54.14", "gpus": [RTX_4090]},
+    "GTX 1080 Ti": {**DEBIAN, "driver": "580.65.06", "gpus": [GTX_1080_TI]},
+    "GTX 1080 Ti with a very old driver": {**DEBIAN, "driver": "470.223.02", "gpus": [GTX_1080_TI]},
+    "RTX 5090 with an old driver": {**DEBIAN, "driver": "560.35.03", "gpus": [RTX_5090]},
+    "RTX 5090": {**DEBIAN, "driver": "580.95.05", "gpus": [RTX_5090]},
+    "V100": {**DEBIAN, "driver": "535.183.01", "gpus": [gpu("Tesla V100-SXM2-32GB", "7.0", 32768)] * 4},
+    "K80": {**DEBIAN, "driver": "470.223.02", "gpus": [gpu("Tesla K80", "3.7", 11441)]},
+    "Alpine": {
+        **DEBIAN,
+        "os_version": "Alpine Linux v3.20",
+        "libc": "musl 1.2.5",
+        "driver": "580.65.06",
+        "gpus": [RTX_4090],
+    },
+    "CentOS 7": {
+        **DEBIAN,
+        "os_version": "CentOS Linux 7",
+        "libc": "glibc 2.17",
+        "driver": "580.65.06",
+        "gpus": [RTX_4090],
+    },
+    "libc not found": {**DEBIAN, "libc": None},
+    "M2": {**MAC, "os_version": "15.1", "chip": "Apple M2"},
+    "M2 in a virtual machine": {**MAC, "os_version": "15.5", "chip": "Apple M2 (Virtual)", "virtual": True},
+    "M2 over ssh": {**MAC, "os_version": "15.5", "chip": "Apple M2", "remote": True},
+    "M1 on macOS 13 in a virtual machine": {**MAC, "os_version": "13.6.7", "chip": "Apple M1", "virtual": True},
+    "M1 on macOS 13": {**MAC, "os_version": "13.6.7", "chip": "Apple M1"},
+    "M1 under Rosetta": {**MAC, "os_version": "15.1", "chip": "Apple M1", "translated": True},
+    "Mac of no version": {**MAC, "os_version": ""},
+    "Intel Mac": {"os": "macos", "arch": "x86_64", "os_version": "13.6.7", "chip": "Intel(R) Core(TM) i7"},
+    "Windows": {"os": "windows", "arch": "x86_64", "os_version": "10.0.22631", "driver": "566.36", "gpus": [RTX_4090]},
+    "WSL2": {**DEBIAN, "wsl": True, "driver": "581.15", "gpus": [RTX_4090]},
+    "WSL2 with an old driver": {**DEBIAN, "wsl": True, "driver": "527.41", "gpus": [RTX_4090]},
+    "Jetson Orin": {**DEBIAN, "arch": "aarch64", "driver": "580.00", "gpus": [gpu("Orin (nvgpu)", "8.7")]},
+    "mixed": {**DEBIAN, "driver": "580.65.06", "gpus": [GTX_1080_TI, RTX_4090]},
+    "broken nvidia-smi": {**DEBIAN, "gpu_error": "nvidia-smi ends with 9: NVIDIA-SMI has failed"},
+    "driver and library differ": {**DEBIAN, "driver": "580.65.06", "gpu_error": "nvidia-smi ends with 18: mismatch"},
+    "no nvidia-smi": {
+        **DEBIAN,
+        "driver": "580.65.06",
+        "gpus": [gpu("NVIDIA GeForce RTX 3060", None)],
+        "gpu_error": "the NVIDIA driver is loaded, but nvidia-smi is not on PATH",
+    },
+    "capability not told": {**DEBIAN, "driver": "580.65.06", "gpus": [gpu("NVIDIA Something", None)]},
+    "driver without a card": {**DEBIAN, "driver": "580.65.06"},
+    "broken WSL2": {**DEBIAN, "wsl": True, "gpu_error": "nvidia-smi did not answer within 10 s"},
+    "RISC-V": {**DEBIAN, "arch": "riscv64"},
 }
 
 
-@pytest.mark.parametrize(
-    ("table", "column", "value"),
-    [
-        ("releases", "torch", "two"),
-        ("releases", "torch", "-"),
-        ("releases", "torchvision", "0.19.x"),
-        ("releases", "src", "S01,S02"),
-        ("releases", "glibc_x86_64", ""),
-        ("cuda_variants", "linux_x86_64", "maybe"),
-        ("cuda_variants", "kind", "tpu"),
-        ("cuda_variants", "pypi_default_on", "linux"),
-        ("wheels", "python", "3.11, 3.12"),
-        ("wheels", "platform", "linux"),
-        ("gpu_arch", "archs", "sm_80"),
-        ("gpu_arch", "conf", "sure"),
-        ("drivers", "min_linux", "R580"),
-        ("gpus", "cc", "86"),
-        ("gpus", "class", "toy"),
-        ("macos", "macos_mps_min", "Sonoma"),
-        ("sources", "id", "x"),
-        ("sources", "kind", "hearsay"),
-    ],
-)
-def test_a_wrong_value_is_named_with_file_line_and_column(tables: Path, table: str, column: str, value: str) -> None:
-    spoil(tables / f"{table}.tsv", 3, column, value)
-    with pytest.raises(UsageError) as error:
-        QUESTIONS[table]()
-    assert f"{table}.tsv, line 3: column {column}" in str(error.value)
-    assert error.value.fix
+def host(name: str) -> Host:
+    return from_json(json.loads(json.dumps(MACHINES[name])), name)
 
 
-@pytest.mark.parametrize("table", QUESTIONS)
-def test_a_broken_table_is_a_clear_error(tables: Path, table: str) -> None:
-    path = tables / f"{table}.tsv"
-    text = path.read_text(encoding="utf-8")
-
-    def answer() -> str:
-        for function in CACHED:
-            function.cache_clear()
-        with pytest.raises(UsageError) as error:
-            QUESTIONS[table]()
-        return str(error.value)
-
-    path.write_text("")
-    assert f"{table}.tsv: no header line" in answer()
-    path.write_text(text + "one\ttwo\n", encoding="utf-8")
-    assert "wrong number of fields" in answer()
-    path.write_text(text + text.splitlines()[1] + "\n", encoding="utf-8")
-    assert "a second row" in answer()
-    path.write_text(text.replace("\t", "\twrong_", 1), encoding="utf-8")
-    if text.split("\t")[1] not in ("released",):  # a column that nothing reads yet
-        assert "no column" in answer()
-    path.write_bytes(b"\xff\xfe")
-    assert f"cannot read the table {table}.tsv" in answer()
-    path.unlink()
-    assert f"cannot read the table {table}.tsv" in answer()
+def verdicts(name: str) -> dict[str, str]:
+    return {finding["name"]: finding["verdict"] for finding in report(TARGETS, host(name))["targets"]}
 
 
-def test_a_new_torch_release_is_rows_and_no_code(tables: Path) -> None:
-    newest = compat.releases()[-1]
-    major, minor, _ = compat.numbers(newest)
-    new = f"{major}.{minor + 1}.0"
-    for name in ("releases", "wheels", "cuda_variants", "gpu_arch", "macos"):
-        path = tables / f"{name}.tsv"
-        header = path.read_text(encoding="utf-8").splitlines()[0].split("\t")
-        torch = header.index("torch")
-        lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-        added = [[new if field == newest else field for field in line] for line in lines if line[torch] == newest]
-        if name == "wheels":
-            added = [line for line in added if line[0] == "torch"]
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines("\t".join(line) + "\n" for line in added)
-    for function in CACHED:
-        function.cache_clear()
-    assert compat.releases()[-2:] == (newest, new)
-    assert compat.pythons(new, "linux_x86_64") == compat.pythons(newest, "linux_x86_64")
-    default = compat.default_variant(new, "linux_x86_64")
-    assert default is not None
-    assert compat.archs(new, default, "linux_x86_64")
-    assert compat.archs(new, default, "linux_x86_64") == compat.archs(newest, default, "linux_x86_64")
-    assert compat.macos_floor(new) == compat.macos_floor(newest)
+def finding(name: str, of: Target) -> Finding:
+    return judge(of, host(name), TARGETS)
 
 
-def test_it_loads_nothing_heavy() -> None:
-    code = "import sys; import labrig.compat; print(*sys.modules)"
-    modules = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    ).stdout
-    assert not {"torch", "docker", "rich", "httpx2", "unearth", "packaging", "jinja2"} & set(modules.split())
+EXPECTED = {
+    # machine: verdicts for cpu, cuda, cuda-legacy, mps; the best
+    "this box": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
+    "workstation": (RUNS, RUNS, RUNS, NO_INSTALL, "cuda"),
+    "workstation with an older driver": (RUNS, CPU_ONLY, RUNS, NO_INSTALL, "cuda-legacy"),
+    "GTX 1080 Ti": (RUNS, FAILS, RUNS, NO_INSTALL, "cuda-legacy"),
+    "GTX 1080 Ti with a very old driver": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
+    "RTX 5090 with an old driver": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
+    "RTX 5090": (RUNS, RUNS, FAILS, NO_INSTALL, "cuda"),
+    "V100": (RUNS, CPU_ONLY, RUNS, NO_INSTALL, "cuda-legacy"),
+    "K80": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
+    "Alpine": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
+    "CentOS 7": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
+    "libc not found": (UNKNOWN, UNKNOWN, UNKNOWN, NO_INSTALL, None),
+    "M2": (NO_INSTALL, NO_INSTALL, NO_INSTALL, RUNS, "mps"),
+    "M2 in a virtual machine": (NO_INSTALL, NO_INSTALL, NO_INSTALL, UNKNOWN, "mps"),
+    "M2 over ssh": (NO_INSTALL, NO_INSTALL, NO_INSTALL, UNKNOWN, "mps"),
+    "M1 on macOS 13 in a virtual machine": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
+    "M1 on macOS 13": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
+    "M1 under Rosetta": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
+    "Mac of no version": (NO_INSTALL, NO_INSTALL, NO_INSTALL, UNKNOWN, None),
+    "Intel Mac": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
+    "Windows": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
+    "WSL2": (RUNS, RUNS, RUNS, NO_INSTALL, "cuda"),
+    "WSL2 with an old driver": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
+    "Jetson Orin": (RUNS, NO_INSTALL, NO_INSTALL, NO_INSTALL, "cpu"),
+    "mixed": (RUNS, RUNS, RUNS, NO_INSTALL, "cuda"),
+    "broken nvidia-smi": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
+    "driver and library differ": (RUNS, UNKNOWN, UNKNOWN, NO_INSTALL, "cpu"),
+    "no nvidia-smi": (RUNS, RUNS, RUNS, NO_INSTALL, "cuda"),
+    "capability not told": (RUNS, UNKNOWN, UNKNOWN, NO_INSTALL, "cpu"),
+    "driver without a card": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
+    "broken WSL2": (RUNS, UNKNOWN, UNKNOWN, NO_INSTALL, "cpu"),
+    "RISC-V": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
+}
+
+
+def test_every_machine_has_an_expectation() -> None:
+    assert set(EXPECTED) == set(MACHINES)
+
+
+@pytest.mark.parametrize("machine", EXPECTED)
+def test_verdicts(machine: str) -> None:
+    *words, wanted = EXPECTED[machine]
+    assert verdicts(machine) == dict(zip((each.name for each in TARGETS), words, strict=True))
+    assert best(TARGETS, host(machine)) == wanted
+
+
+@pytest.mark.parametrize("machine", EXPECTED)
+def test_every_verdict_says_why_and_every_failure_says_what_to_do(machine: str) -> None:
+    for found in report(TARGETS, host(machine))["targets"]:
+        assert found["reason"], found
+        if found["verdict"] != RUNS:
+            assert found["fix"], found
+        assert "\n" not in found["reason"] + found["fix"]
+        assert f"`{found['name']}`" not in found["fix"], "a target is not its own way out"
+
+
+@pytest.mark.parametrize("machine", EXPECTED)
+@pytest.mark.parametrize("absent", [None, *TARGETS], ids=lambda absent: f"without {absent.name}" if absent else "all")
+def test_a_fix_sends_nobody_to_a_target_that_does_not_run(machine: str, absent: Target | None) -> None:
+    present = [each for each in TARGETS if each is not absent]
+    for found in report(present, host(machine))["targets"]:
+        for named in TARGETS:
+            if f"use target `{named.name}`" in found["fix"] and "then use" not in found["fix"]:
+                assert named in present
+                assert verdicts(machine)[named.name] == RUNS, found
+
+
+# --- the reasons and fixes that matter --------------------------------------------------------------------------------
+
+
+def test_a_card_without_code_gets_the_target_that_has_it() -> None:
+    found = finding("GTX 1080 Ti", CUDA)
+    assert "GTX 1080 Ti (6.1)" in found.reason
+    assert " ".join(CUDA.archs["linux_x86_64"]) in found.reason
+    assert found.fix == "use target `cuda-legacy`"
+
+
+def test_an_old_driver_gets_the_driver_needed_or_the_target_that_fits() -> None:
+    found = finding("workstation with an older driver", CUDA)
+    assert f"older than {CUDA.min_driver}" in found.reason
+    assert found.fix == f"install NVIDIA driver {CUDA.min_driver} or newer; or use target `cuda-legacy`"
+    assert judge(CUDA, host("workstation with an older driver")).fix.endswith(f"driver {CUDA.min_driver} or newer")
+
+
+def test_no_driver_is_advised_that_ends_a_card_s_support() -> None:
+    card = matrix.gpu("6.1")
+    assert card
+    for of in (CUDA, LEGACY):
+        fix = finding("GTX 1080 Ti with a very old driver", of).fix
+        assert f"{LEGACY.min_driver} or newer, but not past branch {card.driver_last}" in fix
+    assert finding("GTX 1080 Ti with a very old driver", CUDA).fix.endswith("then use target `cuda-legacy`")
+    for of in (CUDA, LEGACY):
+        fix = finding("K80", of).fix
+        assert "install NVIDIA driver" not in fix
+        assert fix.endswith("use target `cpu` on the CPU")
+
+
+def test_a_new_card_needs_a_newer_driver_than_the_target_does() -> None:
+    card = matrix.gpu("12.0")
+    assert card
+    found = finding("RTX 5090 with an old driver", LEGACY)
+    assert f"older than {card.driver_floor}, which this card needs" in found.reason
+    assert found.fix == f"install NVIDIA driver {CUDA.min_driver} or newer, then use target `cuda`"
+
+
+def test_volta_with_an_older_driver_is_sent_to_legacy_and_not_to_a_new_driver() -> None:
+    found = finding("V100", CUDA)
+    assert f"older than {CUDA.min_driver}" in found.reason
+    assert "has no code for it" in found.reason
+    assert found.fix == "use target `cuda-legacy`"
+
+
+def test_of_several_cards_the_best_counts_and_the_worst_is_told() -> None:
+    found = finding("mixed", CUDA)
+    assert "RTX 4090 (8.9)" in found.reason
+    assert "but NVIDIA GeForce GTX 1080 Ti (6.1)" in found.reason
+    assert found.fix.endswith("CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=1")
+    assert finding("mixed", LEGACY).fix == ""
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([GTX_1080_TI, RTX_4090, gpu("unknown", None)])))
+def test_the_order_of_cards_does_not_change_a_verdict(order: tuple[dict[str, Any], ...]) -> None:
+    machine = from_json({**MACHINES["mixed"], "gpus": list(order)}, "mixed")
+    assert judge(CUDA, machine).verdict == RUNS
+    assert judge(CUDA, replace(machine, gpus=machine.gpus[:1])).verdict in (RUNS, FAILS, UNKNOWN)
+
+
+def test_wsl2_is_measured_by_the_windows_driver() -> None:
+    windows = matrix.driver_floor(LEGACY.variant, os="windows")
+    assert windows
+    found = finding("WSL2 with an old driver", LEGACY)
+    assert f"older than {windows}" in found.reason
+    assert f"{windows} or newer on Windows" in found.fix
+    assert judge(LEGACY, replace(host("WSL2 with an old driver"), wsl=False)).verdict == RUNS
+
+
+def test_windows_is_sent_to_wsl2() -> None:
+    assert all("WSL2" in judge(each, host("Windows"), TARGETS).fix for each in TARGETS)
+
+
+def test_jetson_orin_stays_unknown_for_desktop_code() -> None:
+    aarch64 = target("cuda", MODERN, "cu130", LINUX)
+    found = judge(aarch64, host("Jetson Orin"), TARGETS)
+    assert found.verdict == UNKNOWN
+    assert "unconfirmed" in found.reason
+    assert best([aarch64, CPU], host("Jetson Orin")) == "cpu"
+
+
+def test_older_jetson_fails_without_an_exact_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    aarch64 = target("cuda", MODERN, "cu130", LINUX)
+    xavier = replace(host("Jetson Orin"), gpus=(Gpu("Xavier", "7.2"),))
+    monkeypatch.setattr(matrix, "archs", lambda *_: ("7.0", "8.0"))
+    assert judge(aarch64, xavier).verdict == FAILS
+    monkeypatch.setattr(matrix, "archs", lambda *_: ("7.2",))
+    assert judge(aarch64, xavier).verdict == RUNS
+
+
+def test_an_unconfirmed_list_of_capabilities_stays_unknown() -> None:
+    torch, variant = next(
+        (torch, build.name)
+        for torch in matrix.releases()
+        for build in matrix.variants(torch)
+        if build.kind == "cuda" and "linux_aarch64" in build.platforms
+        if matrix.archs(torch, build.name, "linux_aarch64") is None
+    )
+    unclear = target("unclear", torch, variant, ("linux_aarch64",))
+    grace = Host("linux", "aarch64", libc="glibc 2.39", driver="580.65.06", gpus=(Gpu("GH200", "9.0"),))
+    found = judge(unclear, grace)
+    assert (found.verdict, "unconfirmed" in found.reason) == (UNKNOWN, True)
+
+
+def test_an_unconfirmed_glibc_is_judged_by_the_highest_floor_there_is() -> None:
+    torch, known = None, []
+    for each in matrix.releases():
+        release = matrix.release(each)
+        assert release
+        floor = release.glibc["linux_x86_64"]
+        torch = each if floor is None else torch
+        known += [floor] if floor else []
+    assert torch
+    highest = max(known, key=matrix.numbers)
+    old = target("old", torch, "cpu")
+    assert judge(old, replace(host("this box"), libc=f"glibc {highest}")).verdict == RUNS
+    assert judge(old, replace(host("this box"), libc="glibc 2.17")).verdict == UNKNOWN
+
+
+def test_glibc_is_named_with_what_is_needed() -> None:
+    found = finding("CentOS 7", CPU)
+    assert found.reason == f"glibc 2.17 is older than {CPU.glibc}, which the wheel needs"
+    assert judge(CPU, replace(host("CentOS 7"), libc=f"glibc {CPU.glibc}")).verdict == RUNS
+    assert "musl" in finding("Alpine", CPU).reason
+
+
+def test_macos_for_installing_and_for_mps_are_two_things() -> None:
+    torch, floor = next(
+        (torch, floor)
+        for torch in matrix.releases()
+        if (floor := matrix.macos_floor(torch)) and not matrix.at_least(floor.install, floor.mps)
+    )
+    apart = target("mps", torch, "mps", ("macos_arm64",))
+    m1 = host("M1 on macOS 13")
+    assert judge(apart, replace(m1, os_version=floor.mps)).verdict == RUNS
+    assert judge(apart, replace(m1, os_version=floor.install)).verdict == CPU_ONLY
+    assert judge(apart, replace(m1, os_version="10.15")).verdict == NO_INSTALL
+    assert best([apart], replace(m1, os_version=floor.install)) == "mps", "slow, but the only one"
+
+
+def test_a_mac_without_a_screen_of_its_own_is_not_promised_metal() -> None:
+    virtual, remote = finding("M2 in a virtual machine", MPS), finding("M2 over ssh", MPS)
+    assert "virtual machine" in virtual.reason and "actions/runner-images#9918" in virtual.reason
+    assert "over ssh" in remote.reason and "huggingface/candle#3449" in remote.reason
+    for found in (virtual, remote):
+        assert found.fix.startswith("find out by `invoke verify --target=mps --require-device`; if it")
+        assert host("M2 over ssh").os_version in found.reason
+    assert "on the Mac itself" in virtual.fix and "--device=cpu" in virtual.fix
+    assert "log in at the Mac's screen" in remote.fix
+    both = replace(host("M2 over ssh"), virtual=True)
+    assert "virtual" in judge(MPS, both).reason, "what cannot be mended by logging in is told first"
+
+
+def test_metal_in_doubt_is_still_the_target_of_that_mac_but_of_no_other_machine() -> None:
+    for machine in ("M2 in a virtual machine", "M2 over ssh"):
+        assert best(TARGETS, host(machine)) == "mps"
+    assert best([MPS], host("Mac of no version")) is None
+    assert best([MPS], replace(host("Mac of no version"), virtual=True)) is None
+    assert best([CUDA], replace(host("driver and library differ"), virtual=True)) is None
+
+
+def test_render_marks_what_a_mac_is() -> None:
+    for machine, mark in (("M2 in a virtual machine", "virtual machine"), ("M2 over ssh", "ssh, not logged in")):
+        first = render(report(TARGETS, host(machine)), width=100).splitlines()[0]
+        assert mark in first
+    assert render(report(TARGETS, host("M2"))).splitlines()[0].split(maxsplit=1)[1] == "macos 15.1, arm64"
+
+
+def test_a_mac_too_old_hears_which_macos() -> None:
+    assert "update macOS to" in finding("M1 on macOS 13", MPS).fix
+    assert "native arm64 Python" in finding("M1 under Rosetta", MPS).fix
+    assert matrix.intel_mac_last() in finding("Intel Mac", MPS).reason  # type: ignore[operator]
+
+
+def test_mps_in_a_container_is_told_apart_from_mps_on_linux() -> None:
+    assert "container" in finding("this box", MPS).reason
+    assert "container" not in finding("workstation", MPS).reason
+
+
+def test_a_broken_nvidia_smi_is_told_apart_from_none() -> None:
+    assert (
+        finding("broken nvidia-smi", CUDA).reason
+        == "no NVIDIA driver is loaded: " + host("broken nvidia-smi").gpu_error
+    )
+    assert finding("this box", CUDA).reason == "no NVIDIA driver"
+    assert "--gpus all" in finding("this box", CUDA).fix
+    assert "not on PATH" not in finding("capability not told", CUDA).fix
+
+
+def test_a_variant_without_a_known_driver_stays_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "driver_floor", lambda *_, **__: None)
+    assert judge(CUDA, host("workstation")).verdict == UNKNOWN
+
+
+# --- best, report, render ---------------------------------------------------------------------------------------------
+
+
+def test_best_takes_the_newest_torch_of_those_that_run_and_does_not_depend_on_the_order() -> None:
+    for order in itertools.permutations(TARGETS):
+        assert best(order, host("workstation")) == "cuda"
+        assert best(order, host("GTX 1080 Ti")) == "cuda-legacy"
+    assert best([], host("workstation")) is None
+    assert best([CUDA], host("this box")) == "cuda", "on the CPU only, for want of another"
+    assert best([CUDA, LEGACY], host("driver and library differ")) is None, "unknown is never chosen"
+
+
+def test_the_report_is_what_doctor_json_promises() -> None:
+    found = json.loads(json.dumps(report(TARGETS, host("mixed"))))
+    assert list(found) == ["host", "assumed", "best", "cuda", "targets", "sources"]
+    keys = ["name", "verdict", "reason", "fix", "cause", "sources"]
+    assert [list(each) for each in found["targets"]] == [keys] * len(TARGETS)
+    assert {each for one in found["targets"] for each in one["sources"]} == set(found["sources"])
+    assert found["host"]["platform"] == "linux_x86_64"
+    assert from_json(found["host"], "again").gpus == host("mixed").gpus
+
+
+@pytest.mark.parametrize("machine", EXPECTED)
+@pytest.mark.parametrize("width", [80, 100])
+def test_render_shows_everything_and_keeps_its_width(machine: str, width: int) -> None:
+    found = report(TARGETS, host(machine))
+    text = render(found, width=width)
+    assert all(len(line) <= width for line in text.splitlines())
+    flat = "".join(text.split())
+    for each in found["targets"]:
+        for part in (each["name"], each["verdict"]):
+            assert "".join(part.split()) in flat
+        for word in f"{each['reason']} {each['fix']}".split():
+            assert word in text
+    assert (found["best"] or "none") in text
+
+
+def test_markup_in_a_name_is_not_markup() -> None:
+    odd = from_json({**MACHINES["workstation"], "gpus": [gpu("[bold]GPU[/bold] [/]", "8.9")]}, "odd")
+    assert "[bold]GPU[/bold] [/]" in render(report(TARGETS, odd), width=200)

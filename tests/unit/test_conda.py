@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rattler import MatchSpec
 
-from labrig import compat, conda, condatool, environment, home, lock, native, spec
+from labrig import conda, condatool, environment, home, lock, matrix, native, spec
 from labrig.conda import CondaLock, Package, Pin
 from labrig.engines import conda as engine
 from labrig.errors import BuildError, HostError, LockError, UsageError
@@ -60,7 +60,7 @@ def test_environment_yml_is_exact_for_condas_own_parser(target: Target) -> None:
     assert target.conda.python.startswith(f"{target.python}.")
     assert str(specs["pytorch"].version) == f"=={target.torch}"
     for platform in target.platforms:
-        build = compat.conda_build(target.torch, target.variant, platform)
+        build = matrix.conda_build(target.torch, target.variant, platform)
         assert build
         assert str(specs["pytorch"].build) == build.build
     assert ("cuda-version" in specs) == bool(target.cuda)
@@ -389,7 +389,7 @@ def test_pixi_makes_it_of_a_workspace(programs: Programs) -> None:
         assert Path(said[-1]).stat().st_mode & 0o077 == 0, "a mirror's address may hold a password"
         assert target.conda
         assert manifest["workspace"]["channels"] == [target.conda.channel]
-        assert manifest["workspace"]["platforms"] == [compat.SUBDIRS[target.platforms[0]]]
+        assert manifest["workspace"]["platforms"] == [matrix.SUBDIRS[target.platforms[0]]]
         assert manifest.get("system-requirements", {}) == ({"cuda": target.cuda} if target.cuda else {})
         asked = {
             name: one if isinstance(one, dict) else {"version": one} for name, one in manifest["dependencies"].items()

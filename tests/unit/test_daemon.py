@@ -81,7 +81,7 @@ def test_an_engine_that_is_too_old_is_refused_with_its_version(monkeypatch: pyte
     with engine("19.03.1", monkeypatch):
         with pytest.raises(HostError, match=r"too old: 19\.03\.1") as caught, daemon.connect():
             pass
-        assert daemon.ask() == ("19.03.1", "")
+        assert daemon.ask() == daemon.Engine("19.03.1")
     assert caught.value.code == 3
     assert "20.10" in caught.value.found
     assert "--engine=venv" in caught.value.fix

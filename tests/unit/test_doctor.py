@@ -1,446 +1,280 @@
-"""Verdicts over recorded machines. Targets are built here from the tables, so that no test depends on today's rows."""
+"""`invoke doctor`: why CUDA is not available, rooms, descriptions, and that it answers fast, offline, without torch."""
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
 
-from labrig import compat, doctor
-from labrig.doctor import CPU_ONLY, FAILS, NO_INSTALL, RUNS, UNKNOWN, best, judge, render, report
-from labrig.host import Gpu, Host, from_json
-from labrig.spec import Target
+from labrig import compat, doctor, matrix, spec
+from labrig.compat import CPU_ONLY, RUNS
+from labrig.description import parse
+from labrig.errors import UsageError
+from labrig.host import Host, Torch
 
-# --- targets, with facts from the tables ------------------------------------------------------------------------------
+ROOT = Path(__file__).parents[2]
+TABLE = spec.read(ROOT / "images" / spec.TABLE)
+BUILDS = [compat.of_target(target) for target in TABLE.targets.values()]
+GOOD = parse("linux x86_64 glibc=2.36 driver=580.65.06 gpu=8.9 docker=27.0").host
 
 
-def target(name: str, torch: str, variant: str, platforms: tuple[str, ...] = ("linux_x86_64",)) -> Target:
-    build = compat.variant(torch, "cpu" if variant == "mps" else variant)
-    release = compat.release(torch)
-    mac = compat.macos_floor(torch) if variant == "mps" else None
-    assert build
-    assert release
-    return Target(
-        name=name,
-        torch=torch,
-        variant=variant,
-        python=compat.pythons(torch, platforms[0])[0],
-        device="cuda" if build.kind == "cuda" else variant,
-        engines=("venv",),
-        platforms=platforms,
-        packages=(),
-        companions=(),
-        index=None,
-        unlocked={},
-        why="a test",
-        base="bootstrap",
-        suite=None,
-        conda=None,
-        cuda=build.cuda and ".".join(build.cuda.split(".")[:2]),
-        min_driver=compat.driver_floor(build.name, build.cuda) if build.cuda else None,
-        archs={platform: code for platform in platforms if (code := compat.archs(torch, variant, platform))},
-        glibc=None if mac else release.glibc[platforms[0]],
-        macos=mac.mps if mac else None,
+def causes(host: Host) -> list[str]:
+    return [each.cause for each in doctor.obstacles(BUILDS, host)]
+
+
+# --- why CUDA is not available ----------------------------------------------------------------------------------------
+
+
+def change(**values: object) -> Callable[[Host], Host]:
+    return lambda host: replace(host, **values)  # type: ignore[arg-type]
+
+
+CPU_TORCH = Torch("2.13.0+cpu", None, "/home/me/venv")
+NEW_TORCH = Torch("2.13.0+cu130", "13.0", "/home/me/venv")
+NIGHTLY = Torch("2.17.0.dev20261101+cu134", "13.4", "/home/me/venv")
+
+
+@pytest.mark.parametrize(
+    ("words", "changed", "expected", "fix"),
+    [
+        ("driver=580.65.06 gpu=8.9", change(), [], ""),
+        ("", change(), ["no driver"], "if there is an NVIDIA GPU, install driver 5"),
+        ("", change(pci_nvidia=1), ["no driver"], "install driver 5"),
+        ("", change(pci_nvidia=0), ["no GPU"], "use target `cpu`"),
+        ("container", change(), ["no driver"], "--gpus all"),
+        ("driver=580.65.06 container", change(gpu_nodes=False), ["no --gpus"], "--gpus all"),
+        ("driver=580.65.06 gpu=8.9 container", change(gpu_nodes=False), ["no --gpus"], "--gpus all"),
+        ("driver=580.65.06", change(), ["no GPU"], "seated"),
+        ("driver=580.65.06", change(gpu_error="nvidia-smi did not answer"), ["driver does not answer"], "nvidia-smi"),
+        ("driver=470.256.02 gpu=8.9", change(), ["driver too old"], "install NVIDIA driver"),
+        ("driver=595.58.03 gpu=6.1", change(), ["driver too new"], "install NVIDIA driver branch R580 instead"),
+        (
+            "driver=470.256.02 gpu=3.7",
+            change(),
+            ["driver too old"],
+            'add a row with torch = "2.7.1", variant = "cu118"',
+        ),
+        ("driver=580.65.06 gpu=8.9", change(visible_devices=""), ["hidden by CUDA_VISIBLE_DEVICES"], "unset"),
+        ("driver=580.65.06 gpu=8.9", change(visible_devices="-1"), ["hidden by CUDA_VISIBLE_DEVICES"], "unset"),
+        ("driver=580.65.06 gpu=8.9", change(visible_devices="1"), ["hidden by CUDA_VISIBLE_DEVICES"], "unset"),
+        ("driver=580.65.06 gpu=8.9", change(visible_devices="0"), [], ""),
+        ("driver=580.65.06 gpu=8.9,8.9", change(visible_devices="1,7"), [], ""),
+        ("driver=580.65.06 gpu=8.9", change(visible_devices="GPU-8932f937"), [], ""),
+        ("driver=580.65.06 gpu=8.9", change(torch=CPU_TORCH), ["CPU wheel"], "use target `cuda`"),
+        ("driver=580.65.06 gpu=8.9", change(torch=NEW_TORCH), [], ""),
+        ("driver=580.65.06 gpu=6.1", change(torch=NEW_TORCH), ["no code for the GPU"], "use target `cuda-legacy`"),
+        ("driver=550.54.14 gpu=8.9", change(torch=NEW_TORCH), ["driver too old"], "use target `cuda-legacy`"),
+        ("driver=580.65.06 gpu=8.9", change(torch=NIGHTLY), [], ""),
+        (
+            "driver=580.65.06 gpu=8.9 docker=27",
+            change(docker_gpus=False),
+            ["no NVIDIA Container Toolkit"],
+            "nvidia-ctk",
+        ),
+        ("driver=580.65.06 gpu=8.9 docker=27", change(docker_gpus=True), [], ""),
+        ("driver=580.65.06 gpu=8.9 docker=27", change(docker_gpus=None), [], ""),
+    ],
+)
+def test_each_cause_is_told_apart_and_has_a_fix(
+    words: str, changed: Callable[[Host], Host], expected: list[str], fix: str
+) -> None:
+    host = changed(parse(f"linux x86_64 glibc=2.36 {words}").host)
+    found = doctor.obstacles(BUILDS, host)
+    assert [each.cause for each in found] == expected
+    assert all(each.reason and each.fix for each in found)
+    assert not fix or any(fix in each.fix for each in found)
+
+
+def test_several_causes_are_all_told_the_most_basic_first() -> None:
+    host = replace(GOOD, driver="470.256.02", visible_devices="-1", torch=CPU_TORCH, docker_gpus=False)
+    assert causes(host) == [
+        "driver too old", "hidden by CUDA_VISIBLE_DEVICES", "CPU wheel", "no NVIDIA Container Toolkit",
+    ]  # fmt: skip
+
+
+def test_a_mac_is_not_told_about_cuda() -> None:
+    assert causes(parse("M2").host) == []
+
+
+# --- other machines ---------------------------------------------------------------------------------------------------
+
+
+def test_a_card_by_name() -> None:
+    found = doctor.examine(TABLE, "GTX 1080")
+    verdicts = {each["name"]: each for each in found["targets"]}
+    assert found["best"] == "cuda-legacy"
+    assert verdicts["cuda"]["verdict"] == compat.FAILS
+    assert verdicts["cuda"]["fix"] == "use target `cuda-legacy`"
+    assert "GTX 1080 (6.1)" in verdicts["cuda"]["reason"]
+    assert any("the last branch for it" in each for each in found["assumed"])
+    assert found["host"]["found_by"] == "description"
+
+
+def test_a_release_instead_of_the_targets() -> None:
+    found = doctor.examine(
+        TABLE, "linux x86_64 driver=580 gpu=6.1 python=3.12", ["2.13.0+cu130", "2.13.0", "2.14.1+cu126"]
+    )
+    assert [each["name"] for each in found["targets"]] == ["2.13.0+cu130", "2.13.0+cu130", "2.14.1+cu126"]
+    assert [each["verdict"] for each in found["targets"]] == [compat.FAILS, compat.FAILS, RUNS]
+    assert found["targets"][0]["fix"] == "use torch 2.14.1+cu126"
+    alone = doctor.examine(TABLE, "linux x86_64 driver=580 gpu=6.1 python=3.12", ["2.13.0+cu130"])["targets"][0]
+    assert alone["fix"] == "use target `cuda-legacy`"
+    old = doctor.examine(TABLE, "linux x86_64 python=3.9", ["2.13.0+cpu"])["targets"][0]
+    assert (old["verdict"], old["fix"]) == (
+        compat.NO_INSTALL,
+        "make the environment with Python 3.14; or use target `cpu`",
     )
 
 
-def newest_with(variant: str, cc: str, platform: str = "linux_x86_64") -> str:
-    """The newest torch whose build of that variant has code for a capability."""
-    return next(
-        torch
-        for torch in reversed(compat.releases())
-        if (code := compat.archs(torch, variant, platform)) and compat.runs_on(code, cc)
-    )
-
-
-MODERN = newest_with("cu130", "12.0")
-OLDER = next(torch for torch in compat.releases() if compat.default_variant(torch, "linux_x86_64") == "cu126")
-LINUX = ("linux_x86_64", "linux_aarch64")
-
-CPU = target("cpu", MODERN, "cpu", LINUX)
-CUDA = target("cuda", MODERN, "cu130")
-LEGACY = target("cuda-legacy", OLDER, "cu126")
-MPS = target("mps", MODERN, "mps", ("macos_arm64",))
-TARGETS = (CPU, CUDA, LEGACY, MPS)
-
-# --- recorded machines ------------------------------------------------------------------------------------------------
-
-DEBIAN: dict[str, Any] = {"os": "linux", "arch": "x86_64", "os_version": "Debian 12", "libc": "glibc 2.36"}
-MAC: dict[str, Any] = {"os": "macos", "arch": "arm64"}
-
-
-def gpu(name: str, capability: str | None, memory: int | None = None) -> dict[str, Any]:
-    return {"name": name, "capability": capability, "memory_mib": memory}
-
-
-RTX_4090 = gpu("NVIDIA GeForce RTX 4090", "8.9", 24564)
-RTX_5090 = gpu("NVIDIA GeForce RTX 5090", "12.0", 32607)
-GTX_1080_TI = gpu("NVIDIA GeForce GTX 1080 Ti", "6.1", 11264)
-
-MACHINES: dict[str, dict[str, Any]] = {
-    "this box": {**DEBIAN, "container": True},
-    "workstation": {**DEBIAN, "driver": "580.65.06", "gpus": [RTX_4090]},
-    "workstation with an older driver": {**DEBIAN, "driver": "550.54.14", "gpus": [RTX_4090]},
-    "GTX 1080 Ti": {**DEBIAN, "driver": "580.65.06", "gpus": [GTX_1080_TI]},
-    "GTX 1080 Ti with a very old driver": {**DEBIAN, "driver": "470.223.02", "gpus": [GTX_1080_TI]},
-    "RTX 5090 with an old driver": {**DEBIAN, "driver": "560.35.03", "gpus": [RTX_5090]},
-    "RTX 5090": {**DEBIAN, "driver": "580.95.05", "gpus": [RTX_5090]},
-    "V100": {**DEBIAN, "driver": "535.183.01", "gpus": [gpu("Tesla V100-SXM2-32GB", "7.0", 32768)] * 4},
-    "K80": {**DEBIAN, "driver": "470.223.02", "gpus": [gpu("Tesla K80", "3.7", 11441)]},
-    "Alpine": {
-        **DEBIAN,
-        "os_version": "Alpine Linux v3.20",
-        "libc": "musl 1.2.5",
-        "driver": "580.65.06",
-        "gpus": [RTX_4090],
-    },
-    "CentOS 7": {
-        **DEBIAN,
-        "os_version": "CentOS Linux 7",
-        "libc": "glibc 2.17",
-        "driver": "580.65.06",
-        "gpus": [RTX_4090],
-    },
-    "libc not found": {**DEBIAN, "libc": None},
-    "M2": {**MAC, "os_version": "15.1", "chip": "Apple M2"},
-    "M2 in a virtual machine": {**MAC, "os_version": "15.5", "chip": "Apple M2 (Virtual)", "virtual": True},
-    "M2 over ssh": {**MAC, "os_version": "15.5", "chip": "Apple M2", "remote": True},
-    "M1 on macOS 13 in a virtual machine": {**MAC, "os_version": "13.6.7", "chip": "Apple M1", "virtual": True},
-    "M1 on macOS 13": {**MAC, "os_version": "13.6.7", "chip": "Apple M1"},
-    "M1 under Rosetta": {**MAC, "os_version": "15.1", "chip": "Apple M1", "translated": True},
-    "Mac of no version": {**MAC, "os_version": ""},
-    "Intel Mac": {"os": "macos", "arch": "x86_64", "os_version": "13.6.7", "chip": "Intel(R) Core(TM) i7"},
-    "Windows": {"os": "windows", "arch": "x86_64", "os_version": "10.0.22631", "driver": "566.36", "gpus": [RTX_4090]},
-    "WSL2": {**DEBIAN, "wsl": True, "driver": "581.15", "gpus": [RTX_4090]},
-    "WSL2 with an old driver": {**DEBIAN, "wsl": True, "driver": "527.41", "gpus": [RTX_4090]},
-    "Jetson Orin": {**DEBIAN, "arch": "aarch64", "driver": "580.00", "gpus": [gpu("Orin (nvgpu)", "8.7")]},
-    "mixed": {**DEBIAN, "driver": "580.65.06", "gpus": [GTX_1080_TI, RTX_4090]},
-    "broken nvidia-smi": {**DEBIAN, "gpu_error": "nvidia-smi ends with 9: NVIDIA-SMI has failed"},
-    "driver and library differ": {**DEBIAN, "driver": "580.65.06", "gpu_error": "nvidia-smi ends with 18: mismatch"},
-    "no nvidia-smi": {
-        **DEBIAN,
-        "driver": "580.65.06",
-        "gpus": [gpu("NVIDIA GeForce RTX 3060", None)],
-        "gpu_error": "the NVIDIA driver is loaded, but nvidia-smi is not on PATH",
-    },
-    "capability not told": {**DEBIAN, "driver": "580.65.06", "gpus": [gpu("NVIDIA Something", None)]},
-    "driver without a card": {**DEBIAN, "driver": "580.65.06"},
-    "broken WSL2": {**DEBIAN, "wsl": True, "gpu_error": "nvidia-smi did not answer within 10 s"},
-    "RISC-V": {**DEBIAN, "arch": "riscv64"},
-}
-
-
-def host(name: str) -> Host:
-    return from_json(json.loads(json.dumps(MACHINES[name])), name)
-
-
-def verdicts(name: str) -> dict[str, str]:
-    return {finding["name"]: finding["verdict"] for finding in report(TARGETS, host(name))["targets"]}
-
-
-def finding(name: str, of: Target) -> doctor.Finding:
-    return judge(of, host(name), TARGETS)
-
-
-EXPECTED = {
-    # machine: verdicts for cpu, cuda, cuda-legacy, mps; the best
-    "this box": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
-    "workstation": (RUNS, RUNS, RUNS, NO_INSTALL, "cuda"),
-    "workstation with an older driver": (RUNS, CPU_ONLY, RUNS, NO_INSTALL, "cuda-legacy"),
-    "GTX 1080 Ti": (RUNS, FAILS, RUNS, NO_INSTALL, "cuda-legacy"),
-    "GTX 1080 Ti with a very old driver": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
-    "RTX 5090 with an old driver": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
-    "RTX 5090": (RUNS, RUNS, FAILS, NO_INSTALL, "cuda"),
-    "V100": (RUNS, CPU_ONLY, RUNS, NO_INSTALL, "cuda-legacy"),
-    "K80": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
-    "Alpine": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
-    "CentOS 7": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
-    "libc not found": (UNKNOWN, UNKNOWN, UNKNOWN, NO_INSTALL, None),
-    "M2": (NO_INSTALL, NO_INSTALL, NO_INSTALL, RUNS, "mps"),
-    "M2 in a virtual machine": (NO_INSTALL, NO_INSTALL, NO_INSTALL, UNKNOWN, "mps"),
-    "M2 over ssh": (NO_INSTALL, NO_INSTALL, NO_INSTALL, UNKNOWN, "mps"),
-    "M1 on macOS 13 in a virtual machine": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
-    "M1 on macOS 13": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
-    "M1 under Rosetta": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
-    "Mac of no version": (NO_INSTALL, NO_INSTALL, NO_INSTALL, UNKNOWN, None),
-    "Intel Mac": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
-    "Windows": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
-    "WSL2": (RUNS, RUNS, RUNS, NO_INSTALL, "cuda"),
-    "WSL2 with an old driver": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
-    "Jetson Orin": (RUNS, NO_INSTALL, NO_INSTALL, NO_INSTALL, "cpu"),
-    "mixed": (RUNS, RUNS, RUNS, NO_INSTALL, "cuda"),
-    "broken nvidia-smi": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
-    "driver and library differ": (RUNS, UNKNOWN, UNKNOWN, NO_INSTALL, "cpu"),
-    "no nvidia-smi": (RUNS, UNKNOWN, UNKNOWN, NO_INSTALL, "cpu"),
-    "capability not told": (RUNS, UNKNOWN, UNKNOWN, NO_INSTALL, "cpu"),
-    "driver without a card": (RUNS, CPU_ONLY, CPU_ONLY, NO_INSTALL, "cpu"),
-    "broken WSL2": (RUNS, UNKNOWN, UNKNOWN, NO_INSTALL, "cpu"),
-    "RISC-V": (NO_INSTALL, NO_INSTALL, NO_INSTALL, NO_INSTALL, None),
-}
-
-
-def test_every_machine_has_an_expectation() -> None:
-    assert set(EXPECTED) == set(MACHINES)
-
-
-@pytest.mark.parametrize("machine", EXPECTED)
-def test_verdicts(machine: str) -> None:
-    *words, wanted = EXPECTED[machine]
-    assert verdicts(machine) == dict(zip((each.name for each in TARGETS), words, strict=True))
-    assert best(TARGETS, host(machine)) == wanted
-
-
-@pytest.mark.parametrize("machine", EXPECTED)
-def test_every_verdict_says_why_and_every_failure_says_what_to_do(machine: str) -> None:
-    for found in report(TARGETS, host(machine))["targets"]:
-        assert found["reason"], found
-        if found["verdict"] != RUNS:
-            assert found["fix"], found
-        assert "\n" not in found["reason"] + found["fix"]
-        assert f"`{found['name']}`" not in found["fix"], "a target is not its own way out"
-
-
-@pytest.mark.parametrize("machine", EXPECTED)
-@pytest.mark.parametrize("absent", [None, *TARGETS], ids=lambda absent: f"without {absent.name}" if absent else "all")
-def test_a_fix_sends_nobody_to_a_target_that_does_not_run(machine: str, absent: Target | None) -> None:
-    present = [each for each in TARGETS if each is not absent]
-    for found in report(present, host(machine))["targets"]:
-        for named in TARGETS:
-            if f"use target `{named.name}`" in found["fix"] and "then use" not in found["fix"]:
-                assert named in present
-                assert verdicts(machine)[named.name] == RUNS, found
-
-
-# --- the reasons and fixes that matter --------------------------------------------------------------------------------
-
-
-def test_a_card_without_code_gets_the_target_that_has_it() -> None:
-    found = finding("GTX 1080 Ti", CUDA)
-    assert "GTX 1080 Ti (6.1)" in found.reason
-    assert " ".join(CUDA.archs["linux_x86_64"]) in found.reason
-    assert found.fix == "use target `cuda-legacy`"
-
-
-def test_an_old_driver_gets_the_driver_needed_or_the_target_that_fits() -> None:
-    found = finding("workstation with an older driver", CUDA)
-    assert f"older than {CUDA.min_driver}" in found.reason
-    assert found.fix == f"install NVIDIA driver {CUDA.min_driver} or newer; or use target `cuda-legacy`"
-    assert judge(CUDA, host("workstation with an older driver")).fix.endswith(f"driver {CUDA.min_driver} or newer")
-
-
-def test_no_driver_is_advised_that_ends_a_card_s_support() -> None:
-    card = compat.gpu("6.1")
-    assert card
-    for of in (CUDA, LEGACY):
-        fix = finding("GTX 1080 Ti with a very old driver", of).fix
-        assert f"{LEGACY.min_driver} or newer, but not past branch {card.driver_last}" in fix
-    assert finding("GTX 1080 Ti with a very old driver", CUDA).fix.endswith("then use target `cuda-legacy`")
-    for of in (CUDA, LEGACY):
-        fix = finding("K80", of).fix
-        assert "install NVIDIA driver" not in fix
-        assert fix.endswith("use target `cpu` on the CPU")
-
-
-def test_a_new_card_needs_a_newer_driver_than_the_target_does() -> None:
-    card = compat.gpu("12.0")
-    assert card
-    found = finding("RTX 5090 with an old driver", LEGACY)
-    assert f"older than {card.driver_floor}, which this card needs" in found.reason
-    assert found.fix == f"install NVIDIA driver {CUDA.min_driver} or newer, then use target `cuda`"
-
-
-def test_volta_with_an_older_driver_is_sent_to_legacy_and_not_to_a_new_driver() -> None:
-    found = finding("V100", CUDA)
-    assert f"older than {CUDA.min_driver}" in found.reason
-    assert "has no code for it" in found.reason
-    assert found.fix == "use target `cuda-legacy`"
-
-
-def test_of_several_cards_the_best_counts_and_the_worst_is_told() -> None:
-    found = finding("mixed", CUDA)
-    assert "RTX 4090 (8.9)" in found.reason
-    assert "but NVIDIA GeForce GTX 1080 Ti (6.1)" in found.reason
-    assert found.fix.endswith("CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=1")
-    assert finding("mixed", LEGACY).fix == ""
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations([GTX_1080_TI, RTX_4090, gpu("unknown", None)])))
-def test_the_order_of_cards_does_not_change_a_verdict(order: tuple[dict[str, Any], ...]) -> None:
-    machine = from_json({**MACHINES["mixed"], "gpus": list(order)}, "mixed")
-    assert judge(CUDA, machine).verdict == RUNS
-    assert judge(CUDA, replace(machine, gpus=machine.gpus[:1])).verdict in (RUNS, FAILS, UNKNOWN)
-
-
-def test_wsl2_is_measured_by_the_windows_driver() -> None:
-    windows = compat.driver_floor(LEGACY.variant, os="windows")
-    assert windows
-    found = finding("WSL2 with an old driver", LEGACY)
-    assert f"older than {windows}" in found.reason
-    assert f"{windows} or newer on Windows" in found.fix
-    assert judge(LEGACY, replace(host("WSL2 with an old driver"), wsl=False)).verdict == RUNS
-
-
-def test_windows_is_sent_to_wsl2() -> None:
-    assert all("WSL2" in judge(each, host("Windows"), TARGETS).fix for each in TARGETS)
-
-
-def test_jetson_orin_stays_unknown_for_desktop_code() -> None:
-    aarch64 = target("cuda", MODERN, "cu130", LINUX)
-    found = judge(aarch64, host("Jetson Orin"), TARGETS)
-    assert found.verdict == UNKNOWN
-    assert "unconfirmed" in found.reason
-    assert best([aarch64, CPU], host("Jetson Orin")) == "cpu"
-
-
-def test_older_jetson_fails_without_an_exact_entry() -> None:
-    aarch64 = replace(target("cuda", MODERN, "cu130", LINUX), archs={"linux_aarch64": ("7.0", "8.0")})
-    xavier = replace(host("Jetson Orin"), gpus=(Gpu("Xavier", "7.2"),))
-    assert judge(aarch64, xavier).verdict == FAILS
-    assert judge(replace(aarch64, archs={"linux_aarch64": ("7.2",)}), xavier).verdict == RUNS
-
-
-def test_an_unconfirmed_list_of_capabilities_stays_unknown() -> None:
-    torch, variant = next(
-        (torch, build.name)
-        for torch in compat.releases()
-        for build in compat.variants(torch)
-        if build.kind == "cuda" and "linux_aarch64" in build.platforms
-        if compat.archs(torch, build.name, "linux_aarch64") is None
-    )
-    unclear = target("unclear", torch, variant, ("linux_aarch64",))
-    grace = Host("linux", "aarch64", libc="glibc 2.39", driver="580.65.06", gpus=(Gpu("GH200", "9.0"),))
-    found = judge(unclear, grace)
-    assert (found.verdict, "unconfirmed" in found.reason) == (UNKNOWN, True)
-
-
-def test_an_unconfirmed_glibc_is_judged_by_the_highest_floor_there_is() -> None:
-    torch, known = None, []
-    for each in compat.releases():
-        release = compat.release(each)
-        assert release
-        floor = release.glibc["linux_x86_64"]
-        torch = each if floor is None else torch
-        known += [floor] if floor else []
-    assert torch
-    highest = max(known, key=compat.numbers)
-    old = target("old", torch, "cpu")
-    assert judge(old, replace(host("this box"), libc=f"glibc {highest}")).verdict == RUNS
-    assert judge(old, replace(host("this box"), libc="glibc 2.17")).verdict == UNKNOWN
-
-
-def test_glibc_is_named_with_what_is_needed() -> None:
-    found = finding("CentOS 7", CPU)
-    assert found.reason == f"glibc 2.17 is older than {CPU.glibc}, which the wheel needs"
-    assert judge(CPU, replace(host("CentOS 7"), libc=f"glibc {CPU.glibc}")).verdict == RUNS
-    assert "musl" in finding("Alpine", CPU).reason
-
-
-def test_macos_for_installing_and_for_mps_are_two_things() -> None:
-    torch, floor = next(
-        (torch, floor)
-        for torch in compat.releases()
-        if (floor := compat.macos_floor(torch)) and not compat.at_least(floor.install, floor.mps)
-    )
-    apart = target("mps", torch, "mps", ("macos_arm64",))
-    m1 = host("M1 on macOS 13")
-    assert judge(apart, replace(m1, os_version=floor.mps)).verdict == RUNS
-    assert judge(apart, replace(m1, os_version=floor.install)).verdict == CPU_ONLY
-    assert judge(apart, replace(m1, os_version="10.15")).verdict == NO_INSTALL
-    assert best([apart], replace(m1, os_version=floor.install)) == "mps", "slow, but the only one"
-
-
-def test_a_mac_without_a_screen_of_its_own_is_not_promised_metal() -> None:
-    virtual, remote = finding("M2 in a virtual machine", MPS), finding("M2 over ssh", MPS)
-    assert "virtual machine" in virtual.reason and "actions/runner-images#9918" in virtual.reason
-    assert "over ssh" in remote.reason and "huggingface/candle#3449" in remote.reason
-    for found in (virtual, remote):
-        assert found.fix.startswith("find out by `invoke verify --target=mps --require-device`; if it")
-        assert host("M2 over ssh").os_version in found.reason
-    assert "on the Mac itself" in virtual.fix and "--device=cpu" in virtual.fix
-    assert "log in at the Mac's screen" in remote.fix
-    both = replace(host("M2 over ssh"), virtual=True)
-    assert "virtual" in judge(MPS, both).reason, "what cannot be mended by logging in is told first"
-
-
-def test_metal_in_doubt_is_still_the_target_of_that_mac_but_of_no_other_machine() -> None:
-    for machine in ("M2 in a virtual machine", "M2 over ssh"):
-        assert best(TARGETS, host(machine)) == "mps"
-        assert best([replace(MPS, macos="99.0")], host(machine)) == "mps", "on the CPU"
-    assert best([MPS], host("Mac of no version")) is None
-    assert best([MPS], replace(host("Mac of no version"), virtual=True)) is None
-    assert best([CUDA], replace(host("driver and library differ"), virtual=True)) is None
-
-
-def test_render_marks_what_a_mac_is() -> None:
-    for machine, mark in (("M2 in a virtual machine", "virtual machine"), ("M2 over ssh", "ssh, not logged in")):
-        first = render(report(TARGETS, host(machine)), width=100).splitlines()[0]
-        assert mark in first
-    assert render(report(TARGETS, host("M2"))).splitlines()[0].split(maxsplit=1)[1] == "macos 15.1, arm64"
-
-
-def test_a_mac_too_old_hears_which_macos() -> None:
-    assert "update macOS to" in finding("M1 on macOS 13", MPS).fix
-    assert "native arm64 Python" in finding("M1 under Rosetta", MPS).fix
-    assert compat.intel_mac_last() in finding("Intel Mac", MPS).reason  # type: ignore[operator]
-
-
-def test_mps_in_a_container_is_told_apart_from_mps_on_linux() -> None:
-    assert "container" in finding("this box", MPS).reason
-    assert "container" not in finding("workstation", MPS).reason
-
-
-def test_a_broken_nvidia_smi_is_told_apart_from_none() -> None:
+@pytest.mark.parametrize("text", ["2.13", "9.9.9", "2.13.0+cu99", "2.13.0+", "+cu130", "latest"])
+def test_a_release_that_there_is_not(text: str) -> None:
+    if text == "2.13.0+":
+        assert doctor.examine(TABLE, "T4", [text])["targets"][0]["name"] == "2.13.0+cu130"
+        return
+    with pytest.raises(UsageError) as error:
+        doctor.examine(TABLE, "T4", [text])
+    assert error.value.found and error.value.fix
+
+
+def test_never_is_a_driver_advised_that_no_longer_knows_the_card() -> None:
+    for gpu in matrix.gpus():
+        last = compat.last_branch(compat.Gpu("card", gpu.capability))
+        for driver in ("450.80.02", "535.183.01", "580.65.06", "610.43.02"):
+            host = parse(f"linux x86_64 driver={driver} gpu={gpu.capability}").host
+            for build in BUILDS:
+                fix = compat.judge(build, host, BUILDS).fix
+                if last and "install NVIDIA driver" in fix and "branch R" not in fix.partition("install")[2][:30]:
+                    assert f"but not past branch R{last}" in fix, (gpu.capability, driver, fix)
+
+
+# --- rooms ------------------------------------------------------------------------------------------------------------
+
+ROOM = """
+[[host]]
+name = "new"
+machine = "linux x86_64 driver=580.95.05 gpu=8.9"
+room = "E1"
+[[host]]
+name = "old-driver"
+machine = "linux x86_64 driver=470.256.02 gpu=8.6"
+[[host]]
+name = "old-card"
+machine = "linux x86_64 driver=580.95.05 gpu=6.1"
+target = "cuda"
+[[host]]
+name = "mac"
+machine = "darwin arm64 macos=15.1"
+[[host]]
+name = "plain"
+machine = "linux x86_64"
+[[host]]
+name = "intel-mac"
+machine = "darwin x86_64 macos=13.6"
+"""
+
+
+def test_a_room_is_judged_machine_by_machine(tmp_path: Path) -> None:
+    file = tmp_path / "room.toml"
+    file.write_text(ROOM)
+    rows = {row["host"]: row for row in doctor.examine_room(TABLE, file)}
+    told = {name: (row["target"], row["verdict"]) for name, row in rows.items()}
+    assert told == {
+        "new": ("cuda", RUNS),
+        "old-driver": ("cpu", RUNS),
+        "old-card": ("cuda", compat.FAILS),
+        "mac": ("mps", RUNS),
+        "plain": ("cpu", RUNS),
+        "intel-mac": ("cpu", compat.NO_INSTALL),
+    }
     assert (
-        finding("broken nvidia-smi", CUDA).reason
-        == "no NVIDIA driver is loaded: " + host("broken nvidia-smi").gpu_error
+        "its GPU is not used" in rows["old-driver"]["reason"] and "install NVIDIA driver" in rows["old-driver"]["fix"]
     )
-    assert finding("this box", CUDA).reason == "no NVIDIA driver"
-    assert "--gpus all" in finding("this box", CUDA).fix
-    assert "not on PATH" not in finding("capability not told", CUDA).fix
+    assert rows["old-card"]["fix"] == "use target `cuda-legacy`"
+    assert rows["new"]["room"] == "E1"
+    tally = doctor.tally(list(rows.values()))
+    assert (
+        tally == "6 machines: 4 runs, 1 installs but fails, 1 does not install; 1 of those with a GPU that is not used"
+    )
+    assert [row[0] for row in doctor.room_rows(rows.values())] == list(rows)
 
 
-def test_a_variant_without_a_known_driver_stays_unknown() -> None:
-    assert judge(replace(CUDA, min_driver=None), host("workstation")).verdict == UNKNOWN
+def test_a_room_with_an_unknown_target(tmp_path: Path) -> None:
+    file = tmp_path / "room.toml"
+    file.write_text(ROOM.replace('target = "cuda"', 'target = "rocm"'))
+    with pytest.raises(UsageError, match="old-card: no target 'rocm'"):
+        doctor.examine_room(TABLE, file)
+    with pytest.raises(UsageError, match="neither"):
+        doctor.examine_room(TABLE, file, alone=False)
 
 
-# --- best, report, render ---------------------------------------------------------------------------------------------
+# --- as a command -----------------------------------------------------------------------------------------------------
 
 
-def test_best_takes_the_newest_torch_of_those_that_run_and_does_not_depend_on_the_order() -> None:
-    for order in itertools.permutations(TARGETS):
-        assert best(order, host("workstation")) == "cuda"
-        assert best(order, host("GTX 1080 Ti")) == "cuda-legacy"
-    assert best([], host("workstation")) is None
-    assert best([CUDA], host("this box")) == "cuda", "on the CPU only, for want of another"
-    assert best([CUDA, LEGACY], host("driver and library differ")) is None, "unknown is never chosen"
+def invoke(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "invoke", "doctor", *arguments], cwd=ROOT, env={**os.environ, **env}, text=True,
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
 
 
-def test_the_report_is_what_doctor_json_promises() -> None:
-    found = json.loads(json.dumps(report(TARGETS, host("mixed"))))
-    assert list(found) == ["host", "best", "targets"]
-    assert [list(each) for each in found["targets"]] == [["name", "verdict", "reason", "fix"]] * len(TARGETS)
-    assert found["host"]["platform"] == "linux_x86_64"
-    assert from_json(found["host"], "again").gpus == host("mixed").gpus
+def test_it_answers_without_torch_and_without_network(tmp_path: Path) -> None:
+    """The network is not only unused: a process that opens a connection other than to a local socket dies."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket, sys\n"
+        "real = socket.socket.connect\n"
+        "def connect(self, address):\n"
+        "    if self.family != socket.AF_UNIX: raise SystemExit(f'a connection to {address}')\n"
+        "    return real(self, address)\n"
+        "socket.socket.connect = connect\n"
+        "class Nothing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('torch', 'numpy', 'unearth', 'httpx2'): raise SystemExit(f'imports {name}')\n"
+        "sys.meta_path.insert(0, Nothing())\n"
+    )
+    for arguments in ([], ["--for=GTX 1080"], ["--json"]):
+        done = invoke(*arguments, PYTHONPATH=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        assert "runs" in done.stdout
+    json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("machine", EXPECTED)
-@pytest.mark.parametrize("width", [80, 100])
-def test_render_shows_everything_and_keeps_its_width(machine: str, width: int) -> None:
-    found = report(TARGETS, host(machine))
-    text = render(found, width=width)
-    assert all(len(line) <= width for line in text.splitlines())
-    flat = "".join(text.split())
-    for each in found["targets"]:
-        for part in (each["name"], each["verdict"]):
-            assert "".join(part.split()) in flat
-        for word in f"{each['reason']} {each['fix']}".split():
-            assert word in text
-    assert (found["best"] or "none") in text
+def test_a_wrong_description_is_exit_2_without_a_traceback() -> None:
+    for flag in ("--for=RTX 5091", "--for=", "--build=1", "--inventory=absent.toml"):
+        done = invoke(flag)
+        if flag == "--for=":
+            assert done.returncode == 0, "as if it were not there"
+            continue
+        assert done.returncode == 2, done.stderr
+        assert done.stdout == "" and "Traceback" not in done.stderr and "fix:" in done.stderr
 
 
-def test_markup_in_a_name_is_not_markup() -> None:
-    odd = from_json({**MACHINES["workstation"], "gpus": [gpu("[bold]GPU[/bold] [/]", "8.9")]}, "odd")
-    assert "[bold]GPU[/bold] [/]" in render(report(TARGETS, odd), width=200)
+def test_a_hung_nvidia_smi_does_not_hang_the_doctor(tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nsleep 600\n")
+    program.chmod(0o755)
+    began = time.monotonic()
+    done = invoke("--json", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert done.returncode == 0 and time.monotonic() - began < 30
+    assert "did not answer" in json.loads(done.stdout)["host"]["gpu_error"]
+
+
+def test_colours_only_for_a_terminal() -> None:
+    report = doctor.examine(TABLE, "GTX 1080")
+    assert "\x1b" not in doctor.render(report)
+    colored = doctor.render(report, color=True)
+    assert "\x1b[31minstalls but fails" in colored and "\x1b[32mruns" in colored
+
+
+def test_what_a_gpu_that_is_not_used_costs_is_said_of_the_best() -> None:
+    host = parse("linux x86_64 driver=470.256.02 gpu=8.6").host
+    found = doctor.report(list(TABLE.targets.values()), host)
+    assert found["best"] == "cpu"
+    assert found["cuda"][0]["cause"] == "driver too old"
+    assert found["targets"][1]["verdict"] == CPU_ONLY

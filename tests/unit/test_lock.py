@@ -21,7 +21,7 @@ from packaging.utils import parse_wheel_filename
 from samples import INDEX, PYTHON, TORCH
 from servers import IndexServer, Manners
 
-from labrig import compat, lock, resolver, spec
+from labrig import lock, matrix, resolver, spec
 from labrig.errors import LockError
 from labrig.indexes import Sources
 from labrig.lock import Lock, Wheel
@@ -29,7 +29,7 @@ from labrig.spec import Target
 
 IMAGES = Path(__file__).parents[2] / "images"
 LINUX, MAC = "linux_x86_64", "macos_arm64"
-CUDA = compat.default_variant(TORCH, LINUX)
+CUDA = matrix.default_variant(TORCH, LINUX)
 PLAIN = {"variant": CUDA, "index": None}  # a row whose torch is the default index's
 
 
@@ -246,7 +246,7 @@ def test_another_targets_or_platforms_lock_is_stale(tmp_path: Path) -> None:
 def test_the_digest_of_the_inputs_changes_with_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     base = samples.target(companions=["torchvision"])
     others = {
-        "torch": dataclasses.replace(base, torch=next(t for t in compat.releases() if t != base.torch)),
+        "torch": dataclasses.replace(base, torch=next(t for t in matrix.releases() if t != base.torch)),
         "variant": dataclasses.replace(base, variant=str(CUDA)),
         "no index": dataclasses.replace(base, index=None),
         "python": dataclasses.replace(base, python="3.0"),
@@ -259,10 +259,10 @@ def test_the_digest_of_the_inputs_changes_with_each_of_them(monkeypatch: pytest.
     digests = {name: lock.inputs_digest(other, LINUX) for name, other in others.items()}
     digests["nothing"] = lock.inputs_digest(base, LINUX)
     digests["platform"] = lock.inputs_digest(base, "linux_aarch64")
-    release = compat.release(TORCH)
+    release = matrix.release(TORCH)
     assert release
     newer = dataclasses.replace(release, glibc={LINUX: "2.39"})
-    monkeypatch.setattr(compat, "release", lambda _: newer)
+    monkeypatch.setattr(matrix, "release", lambda _: newer)
     digests["glibc"] = lock.inputs_digest(base, LINUX)
     assert len(set(digests.values())) == len(digests)
 
@@ -444,9 +444,9 @@ def test_a_mac_is_locked_from_anywhere(tmp_path: Path) -> None:
 def test_a_mac_that_installs_torch_installs_all_even_where_mps_needs_a_newer_macos(tmp_path: Path) -> None:
     torch, python, floor = next(
         (torch, python, floor)
-        for torch in reversed(compat.releases())
-        for python in compat.pythons(torch, MAC)
-        if (floor := compat.macos_floor(torch, python)) and not compat.at_least(floor.install, floor.mps)
+        for torch in reversed(matrix.releases())
+        for python in matrix.pythons(torch, MAC)
+        if (floor := matrix.macos_floor(torch, python)) and not matrix.at_least(floor.install, floor.mps)
     )
     target = samples.target(torch=torch, variant="mps", index=None, platforms=[MAC], python=python)
     assert target.macos == floor.mps
@@ -486,17 +486,17 @@ COMMITTED = sorted(IMAGES.glob("*/*.lock"))
 def installable(target: Target, platform: str) -> set[tags.Tag]:
     """What pip takes on the oldest machine of that platform that torch itself installs on."""
     version = tuple(int(part) for part in target.python.split("."))
-    release, mac = compat.release(target.torch), compat.macos_floor(target.torch, target.python)
+    release, mac = matrix.release(target.torch), matrix.macos_floor(target.torch, target.python)
     if platform == MAC:
         assert mac
-        major, minor = compat.numbers(mac.install)
+        major, minor = matrix.numbers(mac.install)
         places = list(tags.mac_platforms((major, minor), "arm64"))
     else:
         assert release
         glibc = release.glibc[platform]
         assert glibc, f"labrig/data knows the glibc of a target that is locked for {platform}"
         machine = platform.removeprefix("linux_")
-        places = [f"manylinux_2_{minor}_{machine}" for minor in range(compat.numbers(glibc)[1], 4, -1)]
+        places = [f"manylinux_2_{minor}_{machine}" for minor in range(matrix.numbers(glibc)[1], 4, -1)]
         places += [f"{old}_{machine}" for old in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
     return {
         *tags.cpython_tags(version, platforms=places),
@@ -545,10 +545,10 @@ def stranger(target: Target, platform: str, *, newer: int = 0, machine: str = ""
     floor = lock.oldest_macos(target)
     if platform == MAC:
         assert floor
-        return f"alpha-1.0-{cpython}-{cpython}-macosx_{compat.numbers(floor)[0] + newer}_0_{machine or 'arm64'}.whl"
-    release = compat.release(target.torch)
+        return f"alpha-1.0-{cpython}-{cpython}-macosx_{matrix.numbers(floor)[0] + newer}_0_{machine or 'arm64'}.whl"
+    release = matrix.release(target.torch)
     assert release
-    glibc = compat.numbers(release.glibc[platform] or "")[1] + newer
+    glibc = matrix.numbers(release.glibc[platform] or "")[1] + newer
     place = f"manylinux_2_{glibc}_{machine or platform.removeprefix('linux_')}"
     return f"alpha-1.0-{cpython}-{cpython}-{place}.whl"
 

@@ -13,13 +13,13 @@ import samples
 from samples import INDEX, PYTHON, TORCH
 from servers import IndexServer, Manners
 
-from labrig import compat, indexes, lock, render, spec
+from labrig import indexes, lock, matrix, render, spec
 from labrig.errors import LabrigError, LockError, UsageError
 from labrig.relock import relock
 
 ROOT = Path(__file__).parents[2]
 LINUX, ARM = "linux_x86_64", "linux_aarch64"
-CUDA = compat.default_variant(TORCH, LINUX)
+CUDA = matrix.default_variant(TORCH, LINUX)
 
 TABLE = f"""
 [defaults]
@@ -141,11 +141,11 @@ def test_all_targets_on_all_platforms_then_nothing_to_do(
     assert "unchanged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("torch", [compat.releases()[0], next(reversed(compat.releases()))])
+@pytest.mark.parametrize("torch", [matrix.releases()[0], next(reversed(matrix.releases()))])
 def test_a_row_appended_by_hand_simply_works(checkout: Checkout, torch: str) -> None:
     """The oldest release that the data knows, and the newest: no code knows either."""
-    python = [p for p in compat.pythons(torch, LINUX) if not p.endswith("t")][-1]
-    variant = compat.default_variant(torch, LINUX)
+    python = [p for p in matrix.pythons(torch, LINUX) if not p.endswith("t")][-1]
+    variant = matrix.default_variant(torch, LINUX)
     checkout.publish(samples.torch_wheel(torch, python))
     checkout.append(ROW.format(torch=torch, variant=variant, python=python))
     assert checkout.lock("added") == {f"added/{LINUX}.lock", f"added/requirements-{LINUX}.txt", "added/setup.sh"}

@@ -22,7 +22,7 @@ from packaging.utils import parse_wheel_filename
 from samples import INDEX, PYTHON, TORCH
 from servers import IndexServer
 
-from labrig import compat, lock, render, spec
+from labrig import lock, matrix, render, spec
 from labrig.lock import Lock, Wheel
 from labrig.spec import Table, Target
 
@@ -241,7 +241,7 @@ def test_with_only_python_and_pip_it_makes_the_environment(world: World) -> None
 
 
 def test_a_row_without_an_index_takes_all_from_pips_own(empty: World) -> None:
-    variant = compat.default_variant(TORCH, PLATFORM)
+    variant = matrix.default_variant(TORCH, PLATFORM)
     target = samples.target(variant=variant, index=None)
     empty.render(target, torch_wheel(cuda=target.cuda), ALPHA, BETA)
     empty.place.mkdir()  # an empty folder is nobody's
@@ -393,10 +393,10 @@ def test_a_uv_that_brings_no_working_python_ends_with_the_fix(
 
 APART = next(  # a torch whose wheel installs on a macOS where MPS does not work yet
     (torch, floor)
-    for torch in reversed(compat.releases())
-    if PYTHON in compat.pythons(torch, MAC_PLATFORM)
-    and (floor := compat.macos_floor(torch, PYTHON))
-    and not compat.at_least(floor.install, floor.mps)
+    for torch in reversed(matrix.releases())
+    if PYTHON in matrix.pythons(torch, MAC_PLATFORM)
+    and (floor := matrix.macos_floor(torch, PYTHON))
+    and not matrix.at_least(floor.install, floor.mps)
 )
 
 
@@ -456,7 +456,7 @@ def test_on_a_mac_it_makes_the_environment_and_computes_on_mps(
     ("apple", "words", "fix"),
     [
         (1, "runs under Rosetta", "arch -arm64 sh setup.sh"),
-        (0, f"This is an Intel Mac: torch {compat.intel_mac_last()} was the last", "Use an Apple silicon Mac"),
+        (0, f"This is an Intel Mac: torch {matrix.intel_mac_last()} was the last", "Use an Apple silicon Mac"),
     ],
 )
 def test_rosetta_is_told_apart_from_an_intel_mac(tmp_path: Path, apple: int, words: str, fix: str) -> None:
@@ -473,7 +473,7 @@ def test_rosetta_is_told_apart_from_an_intel_mac(tmp_path: Path, apple: int, wor
 def test_a_macos_below_what_the_wheel_needs_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     torch, floor = APART
     mac = MacWorld(tmp_path, torch)
-    for version in (f"{compat.numbers(floor.install)[0] - 1}.9.1", "9", "10.16"):
+    for version in (f"{matrix.numbers(floor.install)[0] - 1}.9.1", "9", "10.16"):
         mac.macos(version)
         done = mac.run()
         assert done.returncode == 3
@@ -486,7 +486,7 @@ def test_a_macos_below_what_the_wheel_needs_is_refused_before_anything_is_made(t
 def test_a_macos_between_installing_and_mps_goes_on_with_a_warning(tmp_path: Path, version: str) -> None:
     torch, floor = APART
     mac = MacWorld(tmp_path, torch, "absent")
-    version = version.format(compat.numbers(floor.install)[0])
+    version = version.format(matrix.numbers(floor.install)[0])
     mac.macos(version)
     done = mac.run()
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from labrig import compat, spec
+from labrig import matrix, spec
 from labrig.errors import SpecError
 from labrig.spec import Table, Target
 
@@ -19,7 +19,7 @@ TORCH = spec.read(SHIPPED).targets["cuda"].torch
 OLD = spec.read(SHIPPED).targets["cuda-legacy"].torch
 PYTHON = spec.read(SHIPPED).targets["cuda"].python
 
-CUDA = {"torch": TORCH, "variant": compat.default_variant(TORCH, "linux_x86_64"), "python": PYTHON, "why": "a test"}
+CUDA = {"torch": TORCH, "variant": matrix.default_variant(TORCH, "linux_x86_64"), "python": PYTHON, "why": "a test"}
 CPU = {**CUDA, "variant": "cpu", "index": "pytorch-cpu"}
 MPS = {**CUDA, "variant": "mps", "platforms": ["macos_arm64"]}
 DEFAULTS = {"packages": ["numpy"], "engines": ["venv"]}
@@ -103,23 +103,23 @@ def test_what_follows_is_the_datas() -> None:
     targets = spec.read(SHIPPED).targets
     for target in targets.values():
         if target.device == "cuda":
-            build = compat.variant(target.torch, target.variant)
+            build = matrix.variant(target.torch, target.variant)
             assert build and build.cuda
             assert build.cuda.startswith(f"{target.cuda}.")
-            assert target.min_driver == compat.driver_floor(target.variant, build.cuda)
-            assert target.capabilities == compat.archs(target.torch, target.variant, target.platforms[0])
+            assert target.min_driver == matrix.driver_floor(target.variant, build.cuda)
+            assert target.capabilities == matrix.archs(target.torch, target.variant, target.platforms[0])
             assert target.index is None
-            assert compat.default_variant(target.torch, target.platforms[0]) == target.variant
+            assert matrix.default_variant(target.torch, target.platforms[0]) == target.variant
         else:
             assert (target.cuda, target.min_driver, target.capabilities) == (None, None, ())
-        release = compat.release(target.torch)
+        release = matrix.release(target.torch)
         assert release and target.glibc == release.glibc.get(target.platforms[0])
     # What the rows are for.
-    assert compat.numbers(targets["cuda"].min_driver or "0")[0] == 580
+    assert matrix.numbers(targets["cuda"].min_driver or "0")[0] == 580
     assert targets["cuda"].capabilities[0] == "7.5"
     assert targets["cuda"].capabilities[-1].startswith("12.")
     assert {"5.0", "6.0", "7.0"} <= set(targets["cuda-legacy"].capabilities)
-    floors = [compat.numbers(targets[name].min_driver or "0") for name in ("cuda-legacy", "cuda")]
+    floors = [matrix.numbers(targets[name].min_driver or "0") for name in ("cuda-legacy", "cuda")]
     assert floors == sorted(floors)
     assert targets["mps"].macos == "14.0"
     assert targets["mps"].glibc is None
@@ -156,7 +156,7 @@ def test_a_row_may_replace_the_defaults(table: Written) -> None:
 
 def test_conda_takes_build_and_gpus_from_the_data_and_python_from_the_table(table: Written) -> None:
     found = table.target(changed(CUDA, engines=["conda"])).conda
-    build = compat.conda_build(TORCH, str(CUDA["variant"]), "linux_x86_64")
+    build = matrix.conda_build(TORCH, str(CUDA["variant"]), "linux_x86_64")
     assert found
     assert build
     assert (found.channel, found.address) == (CONDA["channel"], CONDA["address"])
@@ -169,7 +169,7 @@ def test_conda_takes_build_and_gpus_from_the_data_and_python_from_the_table(tabl
 
 
 def test_what_conda_forge_is_not_known_to_have_is_refused(table: Written) -> None:
-    old = {**CUDA, "torch": OLD, "variant": compat.default_variant(OLD, "linux_x86_64"), "engines": ["conda"]}
+    old = {**CUDA, "torch": OLD, "variant": matrix.default_variant(OLD, "linux_x86_64"), "engines": ["conda"]}
     error = table.error(old)
     assert f"conda.tsv has no build of torch {OLD}" in error.fix
     assert "engines without conda" in error.fix
@@ -195,7 +195,7 @@ def test_a_wrong_conda_table_is_named(table: Written, conda: dict[str, Any], say
 
 def test_companions_get_the_version_of_the_data(table: Written) -> None:
     target = table.target(changed(CUDA, companions=["torchvision", "torchaudio"]))
-    release = compat.release(TORCH)
+    release = matrix.release(TORCH)
     assert release
     assert target.companions == (f"torchvision=={release.torchvision}", f"torchaudio=={release.torchaudio}")
     assert target.pinned == ("torch", "torchvision", "torchaudio")
@@ -244,9 +244,9 @@ def test_a_derived_value_that_is_wrong_is_told_with_the_right_one(
 def test_every_release_of_the_data_can_be_a_row(table: Written) -> None:
     """A new release is a new row: whatever the data knows, a row with only the needed keys is accepted or refused."""
     accepted = 0
-    for torch in compat.releases():
-        for build in compat.variants(torch):
-            for python in compat.pythons(torch, "linux_x86_64"):
+    for torch in matrix.releases():
+        for build in matrix.variants(torch):
+            for python in matrix.pythons(torch, "linux_x86_64"):
                 row = changed(CPU, torch=torch, variant=build.name, python=python)
                 try:
                     target = table.target(row)
@@ -257,26 +257,26 @@ def test_every_release_of_the_data_can_be_a_row(table: Written) -> None:
                 accepted += 1
                 assert target.platforms
                 assert target.device == build.kind
-    assert accepted > len(compat.releases())
+    assert accepted > len(matrix.releases())
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 UNKNOWN = "9.9.9"
-assert UNKNOWN not in compat.releases()
-NO_LINUX_CPU = next(t for t in compat.releases() for v in [compat.variant(t, "cpu")] if v and not any(
+assert UNKNOWN not in matrix.releases()
+NO_LINUX_CPU = next(t for t in matrix.releases() for v in [matrix.variant(t, "cpu")] if v and not any(
     p.startswith("linux") for p in v.platforms))  # fmt: skip
 NO_VISION = next(
     (torch, python)
-    for torch in compat.releases()
-    for python in compat.pythons(torch, "linux_x86_64")
-    for release in [compat.release(torch)]
+    for torch in matrix.releases()
+    for python in matrix.pythons(torch, "linux_x86_64")
+    for release in [matrix.release(torch)]
     if not python.endswith("t")
     and release
     and release.torchvision
-    and python not in compat.companion_pythons("torchvision", release.torchvision, "linux_x86_64")
+    and python not in matrix.companion_pythons("torchvision", release.torchvision, "linux_x86_64")
 )
-HAVE = " ".join(compat.pythons(TORCH, "linux_x86_64"))
+HAVE = " ".join(matrix.pythons(TORCH, "linux_x86_64"))
 
 MISTAKES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     # what: (row, key named, found, in what is allowed)
@@ -287,7 +287,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "torch from a version on": (changed(CPU, torch=">=2.13"), "torch", "'>=2.13'", "exact version"),
     "torch with its build": (changed(CPU, torch=f"{TORCH}+cpu"), "torch", f"'{TORCH}+cpu'", "exact version"),
     "torch with a line end": (changed(CPU, torch=f"{TORCH}\n"), "torch", f"'{TORCH}\\n'", "exact version"),
-    "unknown torch": (changed(CPU, torch=UNKNOWN), "torch", UNKNOWN, ", ".join(compat.releases())),
+    "unknown torch": (changed(CPU, torch=UNKNOWN), "torch", UNKNOWN, ", ".join(matrix.releases())),
     "no torch": (changed(CPU, torch=None), "torch", "nothing", "exact version"),
     "no why": (changed(CPU, why=None), "why", "nothing", "text in quotes"),
     "empty why": (changed(CPU, why=" "), "why", "' '", "text in quotes"),
@@ -296,7 +296,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "python without a wheel": (changed(CPU, python="3.2"), "python", "3.2", f"on linux_x86_64: {HAVE}"),
     "unknown variant": (
         changed(CPU, variant="cu999"), "variant", "'cu999'",
-        ", ".join(v.name for v in compat.variants(TORCH) if v.kind in ("cpu", "cuda") and v.platforms) + ", mps",
+        ", ".join(v.name for v in matrix.variants(TORCH) if v.kind in ("cpu", "cuda") and v.platforms) + ", mps",
     ),
     "a variant labrig has no devices for": (changed(CPU, variant="xpu"), "variant", "'xpu'", "cpu"),
     "a variant with no wheel on Linux": (changed(CPU, torch=NO_LINUX_CPU), "variant", "cpu", "linux_x86_64"),
@@ -447,17 +447,17 @@ VALUES = st.recursive(
 KEYS = ["torch", "variant", "python", "index", "platforms", "packages", "companions", "engines", "unlocked", "why",
         "base", "suite", "cuda", "min_driver", "capabilities", "glibc", "macos"]  # fmt: skip
 LIKELY: dict[str, st.SearchStrategy[Any]] = {
-    "torch": st.sampled_from(compat.releases()),
-    "variant": st.sampled_from(sorted({v.name for t in compat.releases() for v in compat.variants(t)} | {"mps"})),
-    "python": st.sampled_from(sorted({p for t in compat.releases() for p in compat.pythons(t, "linux_x86_64")})),
-    "platforms": st.lists(st.sampled_from(compat.PLATFORMS), max_size=3),
+    "torch": st.sampled_from(matrix.releases()),
+    "variant": st.sampled_from(sorted({v.name for t in matrix.releases() for v in matrix.variants(t)} | {"mps"})),
+    "python": st.sampled_from(sorted({p for t in matrix.releases() for p in matrix.pythons(t, "linux_x86_64")})),
+    "platforms": st.lists(st.sampled_from(matrix.PLATFORMS), max_size=3),
     "engines": st.lists(st.sampled_from(spec.ENGINES), max_size=3),
     "companions": st.lists(st.sampled_from(["torchvision", "torchaudio"]), max_size=2),
     "packages": st.lists(st.sampled_from(["numpy", "torch", "x==1", "x @ file:///x"]) | st.text(), max_size=3),
     "index": st.sampled_from(sorted(INDEXES)),
     "base": st.sampled_from(spec.BASES),
     "suite": st.sampled_from(sorted(SUITES)),
-    "unlocked": st.dictionaries(st.sampled_from(compat.PLATFORMS), st.text(), max_size=2),
+    "unlocked": st.dictionaries(st.sampled_from(matrix.PLATFORMS), st.text(), max_size=2),
 }
 ROWS = st.fixed_dictionaries(
     {"torch": LIKELY["torch"] | VALUES, "variant": LIKELY["variant"], "python": LIKELY["python"], "why": st.just("w")},
@@ -485,7 +485,7 @@ def test_no_table_makes_anything_but_a_spec_error(data: dict[str, Any]) -> None:
         assert error.what and error.fix
         return
     for target in table.targets.values():
-        assert compat.release(target.torch)
+        assert matrix.release(target.torch)
         assert target.platforms and set(target.platforms) <= set(spec.PLATFORMS)
         assert target.device in ("cpu", "cuda", "mps")
         assert not (target.device == "mps" and "docker" in target.engines)
