@@ -17,6 +17,7 @@ TARGET = "a target of images/targets.toml; without it the one that fits this hos
 AS_JSON = "print a JSON document"
 INDEX = "NAME=URL or NAME=none: override an index of images/targets.toml (repeatable)"
 OFFLINE = "open no network connection"
+FORCE = "go on where it cannot work on this machine; noted, and shown by verify"
 ENGINE = "docker, venv or conda; without it the target's first engine that this host can use"
 
 
@@ -63,6 +64,39 @@ def doctor(c: Context, for_: str = "", build: list[str] | None = None, inventory
             cli.print_json(report)
         else:
             print(doctor.render(report, **cli.terminal()))
+
+
+@task(
+    help={
+        "os": "linux, linux-arm, mac, windows or wsl2; without it this machine's",
+        "package": "pip, uv, conda or docker",
+        "compute": "auto, cpu, mps or a CUDA build such as cu130; auto is what the machine runs best",
+        "torch": "a release; without it the newest that the tables have all of",
+        "for": "another machine than this one, in the words of doctor --for",
+        "json": AS_JSON,
+    }
+)
+@cli.door
+def select(
+    c: Context,
+    os: str = "",
+    package: str = "pip",
+    compute: str = "auto",
+    torch: str = "",
+    for_: str = "",
+    json: bool = False,
+) -> None:
+    """Print the exact command that installs torch without labrig, as the selector on pytorch.org does, offline."""
+    from labrig import selector, spec
+
+    table = spec.read(IMAGES / spec.TABLE)
+    found = selector.select(table, system=os, package=package, compute=compute, torch=torch, machine=for_)
+    if json:
+        cli.print_json(found.to_json())
+    else:
+        for line in selector.explain(found):
+            print(line, file=sys.stderr)
+        print(found.command)
 
 
 @task(
@@ -141,6 +175,7 @@ def fetch(
         "engine": "docker, venv or conda; without it the first that the target names",
         "index": INDEX,
         "offline": OFFLINE,
+        "force": FORCE,
         "json": AS_JSON,
     },
     iterable=["index"],
@@ -152,12 +187,13 @@ def build(
     engine: str = "",
     index: list[str] | None = None,
     offline: bool = False,
+    force: bool = False,
     json: bool = False,
 ) -> None:
     """Make the environment of a target, or find it made; prints its path or reference."""
     from labrig import environment
 
-    made = environment.build(ROOT, target or None, engine or None, overrides=index or (), offline=offline)
+    made = environment.build(ROOT, target or None, engine or None, overrides=index or (), offline=offline, force=force)
     if json:
         cli.print_json(
             {"target": made.target.name, "engine": made.engine, "reference": made.reference, "lock": made.lock.digest}
@@ -177,6 +213,7 @@ def build(
         "jobs": "labs side by side, one thread each (default: 2, or fewer if the CPU quota is 1)",
         "out": "folder for results and report; without it results/TARGET-ENGINE (-quick)",
         "offline": OFFLINE,
+        "force": FORCE,
         "json": AS_JSON,
     },
     iterable=["lab", "paradigm"],
@@ -193,12 +230,13 @@ def labs(
     jobs: int = 0,
     out: str = "",
     offline: bool = False,
+    force: bool = False,
     json: bool = False,
 ) -> None:
     """Run the labs inside the environment; ends with a table and where the report lies."""
     from labrig import environment, labs
 
-    made = environment.use(ROOT, target or None, engine or None, offline=offline)
+    made = environment.use(ROOT, target or None, engine or None, offline=offline, force=force)
     labs.run(
         ROOT,
         made,
@@ -281,6 +319,7 @@ def clean(c: Context, target: str = "", all: bool = False, dry_run: bool = False
         "target": TARGET,
         "index": INDEX,
         "offline": OFFLINE,
+        "force": FORCE,
         "quick": "run the labs with tiny sizes",
         "json": AS_JSON,
     },
@@ -292,13 +331,14 @@ def up(
     target: str = "",
     index: list[str] | None = None,
     offline: bool = False,
+    force: bool = False,
     quick: bool = False,
     json: bool = False,
 ) -> None:
     """Do the main job for this host: lock check, fetch, build, labs, verify; ends with one table."""
     from labrig import up
 
-    summary = up.up(ROOT, target or None, overrides=index or (), offline=offline, quick=quick)
+    summary = up.up(ROOT, target or None, overrides=index or (), offline=offline, quick=quick, force=force)
     if json:
         cli.print_json(summary.to_json())
     else:

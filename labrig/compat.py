@@ -85,6 +85,9 @@ class Build:
 
     def archs(self, host: Host) -> tuple[str, ...] | None:
         """The compute capabilities with native code on that machine's platform; None = unconfirmed."""
+        if self.engine == "conda":
+            made = matrix.conda_build(self.torch, self.variant, host.platform or "")
+            return made.archs if made else None
         return matrix.archs(self.torch, self.variant, host.platform or "")
 
     def in_image(self, host: Host) -> bool:
@@ -155,7 +158,7 @@ class _Outcome:
 
 def judge(build: Build, host: Host, others: Sequence[Build] = ()) -> Finding:
     """What happens when `build` is installed and used on `host`. The fix may name one of the `others`."""
-    host = replace(host, gpus=tuple(map(_known, host.gpus)))
+    host = _inside(build, replace(host, gpus=tuple(map(_known, host.gpus))))
     outcome = _cannot_install(build, host) or _compute(build, host, others)
     others = [other for other in others if other.name != build.name]
     verdict, fix = outcome.verdict, outcome.fix
@@ -172,6 +175,14 @@ def judge(build: Build, host: Host, others: Sequence[Build] = ()) -> Finding:
             else "find out by trying"
         )
     return Finding(build.name, verdict, outcome.reason, fix, outcome.cause, outcome.sources)
+
+
+def _inside(build: Build, host: Host) -> Host:
+    """The machine as an image sees it: on a Mac, Docker runs Linux of the same architecture, and no GPU is in there."""
+    if build.engine != "docker" or host.os != "macos":
+        return host
+    arch = (host.container_platform or "").removeprefix("linux_") or host.arch
+    return replace(host, os="linux", arch=arch, container=True, translated=False)
 
 
 def _known(gpu: Gpu) -> Gpu:
@@ -293,7 +304,7 @@ def _old_libc(build: Build, host: Host) -> _Outcome | None:
         fix = "use a glibc distribution (Debian, Ubuntu, Fedora)"
         reason = "musl libc: torch wheels are for glibc"
         return _Outcome(NO_INSTALL, reason, f"{image}, or {fix}" if image else fix, sources=("S01",))
-    floor, sure = _glibc_floor(build.torch, host.platform or "")
+    floor, sure = _glibc_floor(build, host.platform or "")
     have, sources = _version(found), matrix.cite("releases", build.torch)
     if name != "glibc" or have is None or floor is None:
         reason = f"the C library of this host or of the wheel is not known ({host.libc or 'none found'})"
@@ -312,13 +323,14 @@ def _has_image(build: Build) -> bool:
     return build.target is not None and build.engine is None and "docker" in build.target.engines
 
 
-def _glibc_floor(torch: str, platform: str) -> tuple[str | None, bool]:
+def _glibc_floor(build: Build, platform: str) -> tuple[str | None, bool]:
     """The lowest glibc, and whether it is known; where it is unconfirmed, the highest floor of any release.
 
     Floors only ever rose from release to release, so a host that meets the highest one meets the unconfirmed one too.
     """
     floors = {name: release.glibc.get(platform) for name in matrix.releases() if (release := matrix.release(name))}
-    if known := floors.get(torch):
+    made = matrix.conda_build(build.torch, build.variant, platform) if build.engine == "conda" else None
+    if known := made.glibc if made else floors.get(build.torch):
         return known, True
     return max((floor for floor in floors.values() if floor), key=matrix.numbers, default=None), False
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import compat, conda, engines, home, lock, spec
+from labrig import compat, conda, engines, forced, home, lock, spec
+from labrig.compat import Finding
 from labrig.engines import Environment
 from labrig.errors import HostError, UsageError
 from labrig.host import Host, read_host
@@ -30,16 +31,18 @@ class Plan:
     engine: str
     lock: Lock
     host: Host
+    finding: Finding  # the verdict for it here
+    forced: str  # why the verdict is against it, where it is to be built all the same
 
 
-def plan(root: Path, name: str | None = None, engine: str | None = None) -> Plan:
+def plan(root: Path, name: str | None = None, engine: str | None = None, *, force: bool = False) -> Plan:
     """Choose target and engine and read the lock; nothing is fetched or written.
 
-    Without ``engine`` the first of the row's is taken.
+    Without ``engine`` the first of the row's is taken. With ``force`` a verdict that it cannot work here is no end.
 
     Raises:
         SpecError, UsageError: the table, or a name.
-        HostError: this host cannot make the target, or no target fits it.
+        HostError: this host cannot make the target, it cannot work here, or no target fits it.
         LockError: the lock is missing or stale.
     """
     table = spec.read(root / "images" / spec.TABLE)
@@ -56,13 +59,29 @@ def plan(root: Path, name: str | None = None, engine: str | None = None) -> Plan
     if reason := module.check(target, host):
         # In one line: this is no accident to look into, only the wrong machine.
         raise HostError(f"{reason}; `invoke doctor` says which targets it can run")
-    if engine == "venv":  # doctor judges wheels on this system; a container and conda bring what theirs need
-        finding = compat.judge(compat.of_target(target, engine), host)
-        if finding.verdict == compat.NO_INSTALL:
-            raise HostError(f"target {target.name} cannot be installed here", found=finding.reason, fix=finding.fix)
+    others = [compat.of_target(other) for other in table.targets.values()]
+    finding = compat.judge(compat.of_target(target, engine), host, others)
     platform, images = engine_platform(engine, host), root / "images"
     locked = conda.versions(target, platform, images) if engine == "conda" else lock.load(target, platform, images)
-    return Plan(table, target, engine, locked, host)
+    why = _against(target, engine, locked, finding, force)
+    return Plan(table, target, engine, locked, host, finding, why)
+
+
+def _against(target: Target, engine: str, locked: Lock, finding: Finding, force: bool) -> str:
+    """Why the verdict is against what is to be built all the same, now or earlier; empty where it is not against it.
+
+    Raises:
+        HostError: it is, and nobody forces it.
+    """
+    if finding.verdict not in (compat.NO_INSTALL, compat.FAILS):
+        return ""
+    if not force and not forced.noted(target.name, engine, locked.digest):
+        raise HostError(
+            f"target {target.name} cannot work on this machine: it {finding.verdict}",
+            found=finding.reason,
+            fix=f"{finding.fix}; or all the same: `invoke build --target={target.name} --engine={engine} --force`",
+        )
+    return f"{finding.verdict}: {finding.reason}"
 
 
 def engine_platform(engine: str, host: Host) -> str:
@@ -132,9 +151,10 @@ def build(
     *,
     overrides: Sequence[str] = (),
     offline: bool = False,
+    force: bool = False,
 ) -> Environment:
     """Make the environment of a target, or find it made. Raises what :func:`plan`, fetch and the engine raise."""
-    return make(plan(root, name, engine), overrides=overrides, offline=offline)
+    return make(plan(root, name, engine, force=force), overrides=overrides, offline=offline)
 
 
 def make(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False) -> Environment:
@@ -152,7 +172,15 @@ def make(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False) ->
         return home.wheels()
 
     root = todo.table.path.parents[1]
-    return engines.load(todo.engine).build(todo.target, todo.lock, fetch_wheels, root=root, offline=offline)
+    if todo.forced:
+        print(f"forced in spite of: {todo.forced}", file=sys.stderr)
+    elif todo.finding.verdict == compat.CPU_ONLY:
+        print(f"target {todo.target.name} {todo.finding.verdict} here: {todo.finding.reason}", file=sys.stderr)
+    made = engines.load(todo.engine).build(todo.target, todo.lock, fetch_wheels, root=root, offline=offline)
+    if todo.forced:
+        made = replace(made, forced=todo.forced)
+        forced.note(made, todo.forced)
+    return made
 
 
 def make_base(root: Path, name: str | None = None, *, fresh: bool = False) -> str:
@@ -170,7 +198,9 @@ def make_base(root: Path, name: str | None = None, *, fresh: bool = False) -> st
         return base.ensure(client, todo.target, todo.lock.platform, root / "images", fresh=fresh).reference
 
 
-def use(root: Path, name: str | None = None, engine: str | None = None, *, offline: bool = False) -> Environment:
+def use(
+    root: Path, name: str | None = None, engine: str | None = None, *, offline: bool = False, force: bool = False
+) -> Environment:
     """The environment that labs, shell and verify enter: built if need be, by ``engine`` or by the first usable one.
 
     Which one was taken instead of the row's first is said on stderr. Raises what :func:`build` raises.
@@ -179,7 +209,7 @@ def use(root: Path, name: str | None = None, engine: str | None = None, *, offli
         engine, why = usable_engine(root, name)
         if why:
             print(f"engine {engine}: {why}", file=sys.stderr)
-    return build(root, name, engine, offline=offline)
+    return build(root, name, engine, offline=offline, force=force)
 
 
 def fetch(

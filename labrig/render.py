@@ -92,7 +92,7 @@ def render_dockerfile(target: Target, locked: Lock, templates: Path, images: Pat
 def render_all(table: Table, templates: Path) -> dict[Path, str]:
     """Every rendered file of every target, the workflow for Macs, and the README with its table of targets."""
     files = {file: text for target in table.targets.values() for file, text in render(table, target, templates).items()}
-    return files | render_workflow(table, templates) | render_readme(table)
+    return files | render_workflow(table, templates) | render_readme(table) | render_selector(table)
 
 
 def render_workflow(table: Table, templates: Path) -> dict[Path, str]:
@@ -119,13 +119,30 @@ def render_readme(table: Table) -> dict[Path, str]:
     file = table.path.parent.parent / "README.md"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     targets = [
-        (f"`{one.name}`", f"{one.torch} ({one.variant})", one.python, _needs(one), one.why)
+        (f"`{one.name}`", f"{one.torch} ({one.variant})", _python(one), _needs(one), one.why)
         for one in table.targets.values()
     ]
     known = [(f"`{line.target}`", line.engine, line.status, line.why) for line in support.lines(table)]
     new = _replace(text, "targets", ("target", "torch", "Python", "needs", "for"), targets)
     new = _replace(new, "support", support.COLUMNS, known)
     return {file: new} if BEGIN.format("targets") in text else {}
+
+
+def _python(target: Target) -> str:
+    """The row's Python, and until when it is supported (labrig/data/python.tsv)."""
+    known = matrix.python(target.python)
+    return f"{target.python} (until {known.end})" if known else target.python
+
+
+def render_selector(table: Table) -> dict[Path, str]:
+    """docs/select.md beside images/ with its generated tables made anew; nothing where there is no such page."""
+    from labrig import selector
+
+    file = table.path.parent.parent / "docs" / "select.md"
+    if not file.exists():
+        return {}
+    new = _replace(file.read_text(encoding="utf-8"), "commands", selector.COMMAND_COLUMNS, selector.commands(table))
+    return {file: _replace(new, "pythons", selector.PYTHON_COLUMNS, selector.python_rule(table))}
 
 
 def _replace(text: str, name: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

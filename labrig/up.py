@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labrig import checks, compat, environment, labs
+from labrig import checks, environment, labs
 from labrig.engines import Environment
 from labrig.errors import LabrigError
 from labrig.verify import Record, tally, verify
@@ -57,6 +57,7 @@ def up(
     overrides: Sequence[str] = (),
     offline: bool = False,
     quick: bool = False,
+    force: bool = False,
 ) -> Summary:
     """Do all of it, saying each step on stderr. A missed gate does not hide what verify has to say.
 
@@ -64,9 +65,8 @@ def up(
         LabrigError: whatever stopped it before the environment stood.
     """
     engine, why = environment.usable_engine(root, name)
-    todo = environment.plan(root, name, engine)
-    finding = compat.judge(compat.of_target(todo.target, todo.engine), todo.host)
-    _say(f"target {todo.target.name}: {finding.verdict} here ({finding.reason})")
+    todo = environment.plan(root, name, engine, force=force)
+    _say(f"target {todo.target.name}: {todo.finding.verdict} here ({todo.finding.reason})")
     _say(f"engine {todo.engine}: {why or _why_first(todo)}")
     amount = "" if todo.engine == "conda" else f", {len(todo.lock.wheels)} wheels, {todo.lock.size / 1e6:.0f} MB"
     _say(f"lock   {todo.lock.platform}: current{amount}")

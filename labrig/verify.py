@@ -41,6 +41,7 @@ class Record:
     engine: str
     reference: str
     checks: tuple[Result, ...]
+    forced: str = ""  # why its verdict was against it, where it was built all the same
 
     def count(self, status: str) -> int:
         """How many checks ended so."""
@@ -55,6 +56,7 @@ class Record:
             "passed": self.count(checks.PASSED),
             "failed": self.count(checks.FAILED),
             "skipped": self.count(checks.SKIPPED),
+            "forced": self.forced or None,
             "checks": [asdict(result) for result in self.checks],
         }
 
@@ -94,7 +96,8 @@ def _seen(result: Result) -> str:
 def tally(record: Record) -> str:
     """How many checks ended how, in one line; what did not run is not hidden."""
     counts = ((record.count(status), status) for status in checks.STATUSES)
-    return ", ".join(f"{count} {status}" for count, status in counts if count)
+    words = ", ".join(f"{count} {status}" for count, status in counts if count)
+    return f"{words}; built by force in spite of: {record.forced}" if record.forced else words
 
 
 def verify(environment: Environment, *, require_device: bool = False) -> Record:
@@ -116,6 +119,7 @@ def verify(environment: Environment, *, require_device: bool = False) -> Record:
         environment.engine,
         environment.reference,
         tuple(_result(check, environment, outcomes) for check in checks.CHECKS),
+        environment.forced,
     )
 
 

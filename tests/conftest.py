@@ -17,6 +17,7 @@ PROOFS = pytest.StashKey[set[str]]()  # what tests that passed have proved of ta
 SUPPORT = pytest.StashKey[list[str]]()  # where the table of support says something else
 BY_HAND = {
     "cuda_image": "tests of the images for CUDA",
+    "cuda_wheels": "tests of the tables against the wheels for CUDA",
     "full": "tests of labs that train for minutes",
     "rebuild": "test that makes the labs' data files again",
 }

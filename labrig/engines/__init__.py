@@ -29,12 +29,16 @@ Fetch = Callable[[], Path]  # makes sure every wheel of the lock is in the store
 
 @dataclass(frozen=True)
 class Environment:
-    """What an engine made. ``reference`` is how people name it: a folder, or an image by digest."""
+    """What an engine made. ``reference`` is how people name it: a folder, or an image by digest.
+
+    ``forced`` says why its verdict was against it, where it was built all the same.
+    """
 
     target: Target
     engine: str
     reference: str
     lock: Lock
+    forced: str = ""
 
 
 class Run(Protocol):

@@ -180,9 +180,40 @@ def test_a_machine_that_is_too_old_hears_so_before_anything_is_fetched(
     done = run("build", f"--target={target}", "--engine=venv", LABRIG_HOST=str(recorded), LABRIG_CACHE=str(tmp_path))
     assert (done.returncode, done.stdout) == (3, "")
     what, found, way_out = done.stderr.splitlines()
-    assert what == f"labrig: target {target} cannot be installed here"
-    assert reason in found and fix in way_out
+    assert what == f"labrig: target {target} cannot work on this machine: it does not install"
+    assert reason in found and fix in way_out and "--force" in way_out
     assert [file.name for file in tmp_path.iterdir()] == ["host.json"]
+
+
+GTX_1080 = {
+    "os": "linux", "arch": "x86_64", "libc": "glibc 2.36", "driver": "580.65.06",
+    "gpus": [{"name": "NVIDIA GeForce GTX 1080", "capability": "6.1"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["build", "labs", "up"])
+@pytest.mark.parametrize("engine", ["venv", "docker"])
+def test_what_cannot_work_here_is_refused_before_any_download_unless_it_is_forced(
+    tmp_path: Path, task: str, engine: str
+) -> None:
+    recorded = tmp_path / "host.json"
+    recorded.write_text(json.dumps(GTX_1080))
+    # No index and no folder of wheels: what goes on fails at its first download.
+    nowhere = {
+        "LABRIG_HOST": str(recorded), "LABRIG_CACHE": str(tmp_path / "cache"), "PIP_FIND_LINKS": "",
+        "UV_FIND_LINKS": "", "DOCKER_HOST": f"unix://{tmp_path}/no-engine",
+    }  # fmt: skip
+    flags = [task, "--target=cuda", *([] if task == "up" else [f"--engine={engine}"]), "--offline"]
+    done = run(*flags, **nowhere)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "target cuda cannot work on this machine: it installs but fails" in done.stderr
+    assert "GTX 1080 (6.1)" in done.stderr and "use target `cuda-legacy`" in done.stderr and "--force" in done.stderr
+    assert not (tmp_path / "cache").exists()
+    forced = run(*flags, "--force", **nowhere)
+    assert forced.returncode in (3, 4), "no engine answers, or no wheel is there"
+    assert "cannot work on this machine" not in forced.stderr
+    assert "installs but fails" in forced.stderr
+    assert "Traceback" not in forced.stderr
 
 
 @pytest.mark.parametrize(

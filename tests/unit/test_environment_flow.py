@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import samples
 
-from labrig import engines, environment, home, labs, lock, spec, wheelhouse
+from labrig import compat, engines, environment, forced, home, labs, lock, spec, verify, wheelhouse
+from labrig.engines import Environment
 from labrig.errors import BuildError, FetchError, HostError, LabError, LabrigError, LockError, SpecError, UsageError
-from labrig.host import Host
+from labrig.host import Gpu, Host
 
 ROOT = Path(__file__).parents[2]
 LINUX = Host(os="linux", arch="x86_64", libc="glibc 2.40")
@@ -117,7 +118,8 @@ def plan(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> environ
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     table = spec.read(root / "images" / spec.TABLE)
-    return environment.Plan(table, samples.target("tiny"), "venv", samples.lock_of(folder), LINUX)
+    fine = compat.Finding("tiny", compat.RUNS, "needs no GPU", "")
+    return environment.Plan(table, samples.target("tiny"), "venv", samples.lock_of(folder), LINUX, fine, "")
 
 
 def test_wheels_are_fetched_once_and_then_the_environment_is_only_found(
@@ -131,6 +133,46 @@ def test_wheels_are_fetched_once_and_then_the_environment_is_only_found(
 
     monkeypatch.setattr(environment, "fetch", refuse)
     assert environment.make(plan) == made
+
+
+def test_what_was_forced_is_noted_and_goes_on_without_the_flag_from_then_on(
+    plan: environment.Plan, capfd: pytest.CaptureFixture[str]
+) -> None:
+    why = "installs but fails: GTX 1080 (6.1): no code for it"
+    made = environment.make(dataclasses.replace(plan, forced=why), offline=True)
+    assert made.forced == why
+    assert f"forced in spite of: {why}" in capfd.readouterr().err
+    assert forced.noted("tiny", "venv", plan.lock.digest) == why
+    assert forced.noted("tiny", "docker", plan.lock.digest) == ""
+    record = verify.Record("tiny", "venv", made.reference, (), made.forced)
+    assert record.to_json()["forced"] == why and why in verify.tally(record)
+    forced.place().write_text("[")
+    assert forced.noted("tiny", "venv", plan.lock.digest) == "", "damaged: the flag is asked for once more"
+    environment.make(dataclasses.replace(plan, forced=why), offline=True)
+    assert forced.noted("tiny", "venv", plan.lock.digest) == why
+
+
+def test_a_target_that_cannot_work_is_refused_until_it_was_forced_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = dataclasses.replace(LINUX, driver="580.65.06", gpus=(Gpu("GTX 1080", "6.1"),))
+    monkeypatch.setattr(environment, "read_host", lambda: old)
+    with pytest.raises(HostError, match="cannot work on this machine: it installs but fails") as caught:
+        environment.plan(root, "cuda", "venv")
+    assert "use target `cuda-legacy`; or all the same: `invoke build --target=cuda" in caught.value.fix
+    assert environment.plan(root, "cuda-legacy", "venv").forced == ""
+    todo = environment.plan(root, "cuda", "venv", force=True)
+    assert todo.forced.startswith("installs but fails: ")
+    forced.note(Environment(todo.target, "venv", "somewhere", todo.lock), todo.forced)
+    assert environment.plan(root, "cuda", "venv").forced == todo.forced
+
+
+def test_a_build_for_a_gpu_that_is_not_here_is_allowed_and_said(
+    plan: environment.Plan, capfd: pytest.CaptureFixture[str]
+) -> None:
+    slow = compat.Finding("tiny", compat.CPU_ONLY, "no NVIDIA driver", "")
+    assert environment.make(dataclasses.replace(plan, finding=slow), offline=True).forced == ""
+    assert "target tiny runs on CPU only here: no NVIDIA driver" in capfd.readouterr().err
 
 
 def test_an_override_in_use_is_said(plan: environment.Plan, capfd: pytest.CaptureFixture[str]) -> None:

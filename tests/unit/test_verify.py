@@ -30,7 +30,7 @@ def record(*statuses: str) -> verify.Record:
 
 def test_the_record_in_json_is_the_form_that_others_build_on() -> None:
     document = record(PASSED, FAILED, SKIPPED, NOT_APPLICABLE, PASSED).to_json()
-    assert list(document) == ["target", "engine", "reference", "passed", "failed", "skipped", "checks"]
+    assert list(document) == ["target", "engine", "reference", "passed", "failed", "skipped", "forced", "checks"]
     assert (document["passed"], document["failed"], document["skipped"]) == (2, 1, 1)
     assert isinstance(document["checks"], list)
     assert {"id", "status", "expected", "found", "reason"} <= set(document["checks"][0])
