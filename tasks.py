@@ -254,6 +254,7 @@ def labs(
     help={
         "target": TARGET,
         "engine": ENGINE,
+        "image": "this image of the Docker engine instead of the one that was built here",
         "require_device": "fail where the target's device is absent, instead of skipping with the reason",
         "offline": OFFLINE,
         "json": AS_JSON,
@@ -264,6 +265,7 @@ def verify(
     c: Context,
     target: str = "",
     engine: str = "",
+    image: str = "",
     require_device: bool = False,
     offline: bool = False,
     json: bool = False,
@@ -271,7 +273,10 @@ def verify(
     """Run every declared check against the environment; exit 6 if one fails."""
     from labrig import environment, verify
 
-    made = environment.use(ROOT, target or None, engine or None, offline=offline)
+    if image:
+        made = environment.find_image(ROOT, target or None, image)
+    else:
+        made = environment.use(ROOT, target or None, engine or None, offline=offline)
     record = verify.verify(made, require_device=require_device)
     if json:
         cli.print_json(record.to_json())

@@ -212,6 +212,28 @@ def use(
     return build(root, name, engine, offline=offline, force=force)
 
 
+def find_image(root: Path, name: str | None, reference: str) -> Environment:
+    """An image that is in the engine, whoever made it, as an environment of a target: to verify what was pulled.
+
+    Raises:
+        HostError: no engine, no such image, or no target fits.
+    """
+    from docker.errors import ImageNotFound
+
+    from labrig import daemon
+
+    todo = plan(root, name, "docker", force=True)  # nothing is built, and looking does no harm
+    with daemon.connect() as client:
+        try:
+            client.images.get(reference)
+        except ImageNotFound:
+            raise HostError(
+                f"the Docker engine has no image {reference}",
+                fix="docker images lists those it has; docker pull brings one",
+            ) from None
+    return Environment(todo.target, "docker", reference, todo.lock)
+
+
 def fetch(
     table: Table, target: Target, locked: Lock, *, overrides: Sequence[str] = (), offline: bool = False
 ) -> Fetched:
