@@ -130,6 +130,39 @@ def lock(
         print(file.relative_to(ROOT))
 
 
+@task(
+    help={
+        "check": "change nothing; exit 8 if the index has what the tables have not",
+        "write": "add new releases to the tables, with what the index proves, and a row to try to the pin table",
+        "index": INDEX,
+        "json": AS_JSON,
+    },
+    iterable=["index"],
+)
+@cli.door
+def update(
+    c: Context, check: bool = False, write: bool = False, index: list[str] | None = None, json: bool = False
+) -> None:
+    """Compare the tables with the package index: new torch, CUDA lines that end, Pythons that lose their wheels."""
+    from labrig import drift, spec
+
+    table = spec.read(IMAGES / spec.TABLE)
+    found = drift.read_index(table, index or (), check=check, write=write)
+    changes = drift.compare(found, table, drift.now())
+    if found.unreachable:
+        print(f"PyTorch index: not compared, CUDA lines neither ({found.unreachable})", file=sys.stderr)
+    if json:
+        cli.print_json(drift.to_json(changes, found))
+    elif changes:
+        cli.print_table(drift.COLUMNS, drift.rows(changes), wrapped=drift.COLUMNS[1:])
+    if check:
+        drift.require_none(changes)
+        print("nothing has changed since the tables were read", file=sys.stderr)
+    else:
+        for line in drift.propose(found, table, drift.now()):
+            print(line)
+
+
 @task(help={"target": TARGET, "fresh": "make it anew from Debian's packages of today"})
 @cli.door
 def base(c: Context, target: str = "", fresh: bool = False) -> None:
