@@ -442,6 +442,8 @@ def _no_driver(host: Host, floor: str) -> _Outcome:
     if host.gpu_error:
         reason = f"no NVIDIA driver is loaded: {host.gpu_error}"
         return _Outcome(CPU_ONLY, reason, repair(host), "driver does not answer")
+    if host.pci_nvidia == 0:
+        return _Outcome(CPU_ONLY, "this machine shows no NVIDIA GPU", "", "no GPU")
     if host.container:
         fix = f"on a host with driver {floor} or newer, start the container with --gpus all"
         return _Outcome(CPU_ONLY, "no NVIDIA driver", fix, "no driver")
@@ -449,7 +451,7 @@ def _no_driver(host: Host, floor: str) -> _Outcome:
         fix = f"install driver {floor} or newer, then reboot"
         return _Outcome(CPU_ONLY, "there is an NVIDIA GPU, but no driver is loaded", fix, "no driver")
     fix = f"if there is an NVIDIA GPU, install driver {floor} or newer{' on Windows' if host.wsl else ''}"
-    return _Outcome(CPU_ONLY, "no NVIDIA driver", fix, "no driver" if host.pci_nvidia is None else "no GPU")
+    return _Outcome(CPU_ONLY, "no NVIDIA driver", fix, "no driver")
 
 
 def repair(host: Host) -> str:

@@ -342,10 +342,10 @@ def _installed_torch() -> Torch | None:
     return None
 
 
-def _pci_nvidia(root: Path) -> int | None:
+def _pci_nvidia(host: Host, root: Path) -> int | None:
     """How many NVIDIA display controllers are on the PCI bus: vendor 0x10de, class 0x03 (PCI-SIG)."""
     devices = root / "sys/bus/pci/devices"
-    if not devices.is_dir():
+    if host.wsl or host.arch != "x86_64" or not devices.is_dir():  # WSL2 and Jetson have theirs elsewhere
         return None
     found = ((_text(device / "vendor").strip(), _text(device / "class").strip()) for device in devices.iterdir())
     return sum(vendor == "0x10de" and kind.startswith("0x03") for vendor, kind in found)
@@ -355,7 +355,7 @@ def _nvidia(host: Host, root: Path, run: Run, seconds: float) -> Host:
     """The driver from the kernel's own files (nvidia-smi may hang or be absent), the GPUs from nvidia-smi's query."""
     if host.os == "linux":
         nodes = any((root / "dev" / name).exists() for name in ("nvidiactl", "dxg"))
-        host = replace(host, pci_nvidia=_pci_nvidia(root), gpu_nodes=nodes)
+        host = replace(host, pci_nvidia=_pci_nvidia(host, root), gpu_nodes=nodes)
     host = replace(host, visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"))
     loaded = _text(root / "sys/module/nvidia/version").strip()
     if not _is_version(loaded):

@@ -239,3 +239,28 @@ def test_where_no_engine_of_a_row_is_usable_the_first_is_given_without_a_word(
     table = root / "images" / "targets.toml"
     table.write_text(table.read_text().replace('engines = ["docker", "venv", "conda"]', 'engines = ["docker"]', 1))
     assert environment.usable_engine(root, "cpu") == ("docker", "")
+
+
+@pytest.mark.parametrize(
+    ("about", "hook", "expected"),
+    [
+        ({"Runtimes": {"runc": {}, "nvidia": {}}}, False, True),
+        ({"Runtimes": {"runc": {}}, "DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=0"}]}, False, True),
+        ({"Runtimes": {"runc": {}}, "DiscoveredDevices": None}, True, True),
+        ({"Runtimes": {"runc": {}}}, False, False),
+        ({"Runtimes": None, "OperatingSystem": "Docker Desktop"}, False, None),
+    ],
+)
+def test_whether_an_engine_hands_out_gpus(
+    about: dict[str, object], hook: bool, expected: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `docker info` says it, or, on this machine, as Docker itself looks for the hook."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if hook:
+        (tmp_path / "nvidia-container-runtime-hook").write_text("#!/bin/sh\n")
+        (tmp_path / "nvidia-container-runtime-hook").chmod(0o755)
+    assert daemon._hands_out_gpus(about) is expected
+    if expected is False:
+        monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
+        assert daemon._hands_out_gpus(about) is None, "another machine's PATH is not ours to look at"

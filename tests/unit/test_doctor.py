@@ -48,6 +48,7 @@ NIGHTLY = Torch("2.17.0.dev20261101+cu134", "13.4", "/home/me/venv")
         ("", change(), ["no driver"], "if there is an NVIDIA GPU, install driver 5"),
         ("", change(pci_nvidia=1), ["no driver"], "install driver 5"),
         ("", change(pci_nvidia=0), ["no GPU"], "use target `cpu`"),
+        ("container", change(pci_nvidia=0), ["no GPU"], "use target `cpu`"),
         ("container", change(), ["no driver"], "--gpus all"),
         ("driver=580.65.06 container", change(gpu_nodes=False), ["no --gpus"], "--gpus all"),
         ("driver=580.65.06 gpu=8.9 container", change(gpu_nodes=False), ["no --gpus"], "--gpus all"),

@@ -114,6 +114,81 @@ def test_an_old_driver_cannot_tell_the_capability(root: Path, program: Program) 
     assert (host.driver, host.gpu_error) == ("470.182.03", "")
 
 
+def test_a_renamed_field_is_left_out_and_the_kernel_tells_the_driver(root: Path, program: Program) -> None:
+    """Branch 610 renamed fields of the text for people, and calls driver_version deprecated."""
+    program(
+        "nvidia-smi",
+        'case "$1" in *driver_version*) echo \'Field "driver_version" is not a valid field to query.\'; exit 2;; esac\n'
+        'echo "NVIDIA GeForce RTX 5090, 12.0, 32607"',
+    )
+    put(root / "sys/module/nvidia/version", "610.43.02\n")
+    host = read_host(root=root, uname=LINUX)
+    assert host.gpus == (Gpu("NVIDIA GeForce RTX 5090", "12.0", 32607),)
+    assert (host.driver, host.gpu_error) == ("610.43.02", "")
+
+
+def test_an_nvidia_smi_that_knows_no_field_at_all_ends(root: Path, program: Program) -> None:
+    program("nvidia-smi", 'f=${1#*=}; echo "Field \\"${f%%,*}\\" is not a valid field to query."; exit 2')
+    host = read_host(root=root, uname=LINUX)
+    assert host.gpus == () and "not a valid field" in host.gpu_error
+
+
+def test_nvidia_cards_on_the_pci_bus_are_counted_without_a_driver(root: Path) -> None:
+    assert read_host(root=root, uname=LINUX).pci_nvidia is None
+    for name, vendor, kind in (("0", "0x10de", "0x030000"), ("1", "0x10de", "0x040300"), ("2", "0x8086", "0x030000")):
+        put(root / f"sys/bus/pci/devices/{name}/vendor", f"{vendor}\n")
+        put(root / f"sys/bus/pci/devices/{name}/class", f"{kind}\n")
+    assert read_host(root=root, uname=LINUX).pci_nvidia == 1, "its sound is no GPU"
+    assert read_host(root=root, uname=ARM_LINUX).pci_nvidia is None, "a Jetson's is not on the bus"
+    put(root / "proc/version", "Linux version 5.15 microsoft-standard-WSL2")
+    assert read_host(root=root, uname=LINUX).pci_nvidia is None
+
+
+def test_a_container_without_gpus_has_the_hosts_driver_and_no_device_files(root: Path) -> None:
+    put(root / ".dockerenv", "")
+    put(root / "sys/module/nvidia/version", "580.65.06\n")
+    host = read_host(root=root, uname=LINUX)
+    assert (host.container, host.driver, host.gpu_nodes) == (True, "580.65.06", False)
+    put(root / "dev/nvidiactl", "")
+    assert read_host(root=root, uname=LINUX).gpu_nodes is True
+
+
+def test_a_raspberry_pi_4_has_no_atomics(root: Path) -> None:
+    put(root / "proc/cpuinfo", "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\n")
+    assert read_host(root=root, uname=ARM_LINUX).lse is False
+    put(root / "proc/cpuinfo", "processor\t: 0\nFeatures\t: fp asimd evtstrm aes atomics cpuid\n")
+    assert read_host(root=root, uname=ARM_LINUX).lse is True
+    assert read_host(root=root, uname=LINUX).lse is None
+
+
+def test_what_hides_gpus_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert read_host(root=root, uname=LINUX).visible_devices is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert read_host(root=root, uname=LINUX).visible_devices == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n", ("2.13.0+cpu", None)),
+        ("__version__ = '2.13.0+cu130'\ncuda: Optional[str] = '13.0'\n", ("2.13.0+cu130", "13.0")),
+        ("__version__: str = '2.15.0+cu132'\ncuda: str | None = '13.2'\n", ("2.15.0+cu132", "13.2")),
+        ("garbage", None),
+    ],
+)
+def test_the_torch_in_use_is_read_and_never_imported(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: tuple[str, str | None] | None
+) -> None:
+    place = tmp_path / "venv"
+    put(place / "lib/python3.12/site-packages/torch/version.py", text)
+    put(place / "lib/python3.12/site-packages/torch/__init__.py", "raise SystemExit('imported')")
+    monkeypatch.setenv("VIRTUAL_ENV", str(place))
+    found = read_host(root=root, uname=LINUX).torch
+    assert (found and (found.version, found.cuda)) == expected
+    assert not found or found.where == str(place)
+
+
 def test_values_that_the_driver_does_not_know(root: Path, program: Program) -> None:
     program("nvidia-smi", 'echo "Orin (nvgpu), [N/A], [N/A], 540.4.0"')
     host = read_host(root=root, uname=ARM_LINUX)
