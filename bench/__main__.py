@@ -8,6 +8,7 @@ Other work on the machine moves absolute times; the ratios hold because both sid
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import shutil
@@ -87,10 +88,21 @@ def bench_commands(runs: int) -> list[Timing]:
         {
             "invoke build --engine=venv, nothing changed": lambda: run(INVOKE, "build", "--engine=venv"),
             "invoke list": lambda: run(INVOKE, "list"),
+            "invoke doctor": lambda: run(INVOKE, "doctor"),
+            "invoke doctor, nothing in the disk cache": cold_doctor,
+            'invoke doctor --for="GTX 1080"': lambda: run(INVOKE, "doctor", "--for=GTX 1080"),
             "invoke --list (Invoke itself)": lambda: run(INVOKE, "--list"),
         },
         runs,
     )
+
+
+def cold_doctor() -> None:
+    """As after a start of the machine: Linux is asked to forget what it has read (proc(5), drop_caches; needs root)."""
+    with contextlib.suppress(OSError):
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    run(INVOKE, "doctor")
 
 
 def table(environments: list[Timing], commands: list[Timing]) -> str:
@@ -112,11 +124,11 @@ def _row(timing: Timing) -> str:
 def bench_environments(runs: int) -> str:
     """Environments and images, in Markdown."""
     text = table(bench_environment(runs), bench_commands(max(5, runs)))
-    version, why_not = daemon.ask()
-    if not version:
-        return f"{text}\n\nImages were not measured: {why_not}."
+    engine = daemon.ask()
+    if not engine.version:
+        return f"{text}\n\nImages were not measured: {engine.why_not}."
     builds, sizes = images.bench_builds(runs)
-    text += f"\n\nDocker {version}; the same base, wheels and lock on both sides\n\n"
+    text += f"\n\nDocker {engine.version}; the same base, wheels and lock on both sides\n\n"
     text += table(builds, images.bench_work(runs))
     own, plain = sizes.values()
     return f"{text}\n\nImage sizes, unpacked: labrig's {own / 1e9:.2f} GB, the plain one {plain / 1e9:.2f} GB."

@@ -239,7 +239,7 @@ def render(report: Mapping[str, Any], *, width: int = 100, color: bool = False) 
     }
     lines = [(label, value) for label, value in found.items() if value]
     for each in report["cuda"]:
-        lines.append(("CUDA", f"not available: {each['cause']}. {each['reason']}"))
+        lines.append(("CUDA", f"not available, {each['cause']}: {each['reason']}"))
         lines += [("", f"fix: {each['fix']}")] if each["fix"] else []
     return _render_verdicts(lines, report, width, color)
 

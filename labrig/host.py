@@ -90,10 +90,15 @@ class Host:
 
 
 def from_json(data: object, origin: str) -> Host:
-    """A recorded machine. Only `os` and `arch` are required. UsageError names what is wrong in `origin`."""
+    """A recorded machine: a host object, or the whole document of `doctor --json`. Only `os` and `arch` are required.
+
+    UsageError names what is wrong in `origin`.
+    """
+    if isinstance(data, Mapping) and {"host", "targets"} <= set(data):
+        data = data["host"]
     if not isinstance(data, Mapping):
         raise UsageError(f"{origin}: not a JSON object", found=type(data).__name__, fix="record one with doctor --json")
-    values = {key: value for key, value in data.items() if key not in ("platform", "found_by")}
+    values = {key: value for key, value in data.items() if key not in ("platform", "found_by")}  # written, not read
     known = {field.name for field in fields(Host)} - {"found_by"}
     if stray := sorted(set(values) - known):
         raise UsageError(

@@ -279,3 +279,12 @@ def test_what_a_gpu_that_is_not_used_costs_is_said_of_the_best() -> None:
     assert found["best"] == "cpu"
     assert found["cuda"][0]["cause"] == "driver too old"
     assert found["targets"][1]["verdict"] == CPU_ONLY
+
+
+def test_the_document_of_one_machine_is_a_machine_on_another(tmp_path: Path) -> None:
+    file = tmp_path / "pc07.json"
+    file.write_text(json.dumps(doctor.examine(TABLE, "linux x86_64 driver=580.95.05 gpu=6.1 python=3.12")))
+    done = invoke("--json", LABRIG_HOST=str(file))
+    found = json.loads(done.stdout)
+    assert found["best"] == "cuda-legacy"
+    assert found["host"]["driver"] == "580.95.05" and found["host"]["found_by"].startswith("LABRIG_HOST")
