@@ -24,7 +24,7 @@ from labrig import daemon, environment, home, interpreters, wheelhouse
 from labrig.engines import venv
 from labrig.files import write_atomically
 
-PARTS = ("environments", "labs")  # each between its marks in docs/measured.md
+PARTS = ("environments", "labs", "doctor")  # each between its marks in docs/measured.md
 
 
 def bench_environment(runs: int) -> list[Timing]:
@@ -88,13 +88,25 @@ def bench_commands(runs: int) -> list[Timing]:
         {
             "invoke build --engine=venv, nothing changed": lambda: run(INVOKE, "build", "--engine=venv"),
             "invoke list": lambda: run(INVOKE, "list"),
-            "invoke doctor": lambda: run(INVOKE, "doctor"),
-            "invoke doctor, nothing in the disk cache": cold_doctor,
-            'invoke doctor --for="GTX 1080"': lambda: run(INVOKE, "doctor", "--for=GTX 1080"),
             "invoke --list (Invoke itself)": lambda: run(INVOKE, "--list"),
         },
         runs,
     )
+
+
+def bench_doctor(runs: int) -> str:
+    """Verdicts, against the start of Python and of Invoke alone, in Markdown."""
+    timings = measure(
+        {
+            "invoke doctor": lambda: run(INVOKE, "doctor"),
+            "invoke doctor, nothing in the disk cache": cold_doctor,
+            'invoke doctor --for="GTX 1080"': lambda: run(INVOKE, "doctor", "--for=GTX 1080"),
+            "invoke select": lambda: run(INVOKE, "select"),
+            "invoke --list (Invoke itself)": lambda: run(INVOKE, "--list"),
+        },
+        max(5, runs),
+    )
+    return "\n".join(["| what | wall s, median (min-max) | CPU s |", "|---|---|---|", *map(_row, timings)])
 
 
 def cold_doctor() -> None:
@@ -142,7 +154,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into docs/measured.md")
     options = parser.parse_args()
     todo = environment.plan(ROOT, engine="venv")
-    measured = {"environments": bench_environments, "labs": labs.bench_labs}
+    measured = {"environments": bench_environments, "labs": labs.bench_labs, "doctor": bench_doctor}
     for part in [options.part] if options.part else PARTS:
         where = (
             f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores, "

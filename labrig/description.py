@@ -159,7 +159,8 @@ def _unknown(said: _Words, word: str, text: str) -> NoReturn:
     said.fail(
         f"does not understand {word[:40]!r}",
         f"close to it: {', '.join(near)}" if near else f"systems {', '.join(_SYSTEMS)}; flags {', '.join(_FLAGS)}",
-        f"keys: {', '.join(f'{key}=' for key in _KEYS)}; for example {EXAMPLES}",
+        f"for example {EXAMPLES}; a card that is not listed: gpu=8.6, by its compute capability; "
+        f"keys: {', '.join(f'{key}=' for key in _KEYS)}",
     )
 
 

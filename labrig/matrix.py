@@ -600,7 +600,7 @@ def find_card(name: str) -> tuple[str, Gpu] | None:
     """
     cards = {_plain(card): (card, gpu) for gpu in gpus() for card in gpu.cards}
     wanted = _plain(name)
-    for form in (wanted, re.sub(r"(super|max-q|laptop)+$", "", wanted)):
+    for form in (wanted, re.sub(r"(super|max-q|laptop|mobile|sff)+$", "", wanted)):
         for shorter in (form, re.sub(r"(ti)?(super)?$", "", form)):
             if shorter in cards:
                 return cards[shorter]
@@ -610,7 +610,8 @@ def find_card(name: str) -> tuple[str, Gpu] | None:
 def _plain(name: str) -> str:
     text = re.sub(r"\((?!maxwell|pascal)[^)]*\)", " ", name.lower())
     text = re.sub(r"[-\s](sxm\d?|pcie?|nvl|hbm\d?e?|fhhl|\d+\s*gb)\b.*$", " ", text)
-    text = re.sub(r"nvidia|geforce|tesla", " ", text)
+    text = re.sub(r"-\d+[abcq]\b", " ", text)  # a share of a card: GRID T4-4Q
+    text = re.sub(r"nvidia|geforce|tesla|grid", " ", text)
     text = re.sub(r"\b(gpu|graphics|card|generation|with|design|workstation|server|edition)\b", " ", text)
     return re.sub(r"[\s_()]+", "", text)
 
