@@ -10,6 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LABS = ROOT / "labs"
+LONG = ("06_images", "08_gpt", "16_masked_words", "18_missing_patches")  # half a minute each at full size
 CLOCKS = ("ms", "µs", "seconds", "times", "GFLOP/s", "GB/s", "MiB")  # units of what no two runs agree on
 
 

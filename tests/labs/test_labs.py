@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import re
@@ -10,13 +11,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from html import escape as html_escape
 from pathlib import Path
 
 import pytest
-from records import LABS, ROOT, record
+from records import LABS, ROOT, assert_equal_numbers, record
 
+from labrig import checks, environment, labs, support, verify
+from labrig.engines import Environment
 from labs import check, page
 
 SOURCES = sorted(LABS.glob("[0-9][0-9]_*.py"))
@@ -24,29 +26,71 @@ IDS = [path.stem for path in SOURCES]
 RESUMABLE = [path.stem for path in SOURCES if "lab.resume(" in path.read_text(encoding="utf-8")]
 
 
+Run = Callable[[str, str], tuple[Environment, Path]]
+
+
 @pytest.fixture(scope="session")
-def quick(labs_python: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[int, str, str]]]:
-    """All labs with `--quick --device cpu`, two at a time: the folder, and exit code, stdout, stderr of each."""
-    out = tmp_path_factory.mktemp("quick")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An environment, and what all labs left that ran in it with `--quick --device cpu`, once per session."""
 
-    def run(path: Path) -> tuple[int, str, str]:
-        command = [labs_python, str(path), "--quick", "--device", "cpu", "--out", str(out)]
-        ended = subprocess.run(command, cwd=out, text=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=300,
-                               check=False)  # fmt: skip
-        return ended.returncode, ended.stdout, ended.stderr
+    @functools.cache
+    def quickly(target: str, engine: str) -> tuple[Environment, Path]:
+        made, out = environment.build(ROOT, target, engine), tmp_path_factory.mktemp(f"{target}-{engine}") / "out"
+        with Path(os.devnull).open("w") as nowhere:
+            labs.run(ROOT, made, out=out, device="cpu", quick=True, stdout=nowhere.fileno())
+        return made, out
 
-    with ThreadPoolExecutor(2) as pool:
-        return out, dict(zip(IDS, pool.map(run, SOURCES), strict=True))
+    return quickly
+
+
+@pytest.fixture(scope="session")
+def quick(run: Run) -> Path:
+    """The folder of the native run."""
+    return run("cpu", "venv")[1]
+
+
+# ---- what the support table calls "run here" is run here: built, labs run in it, every check passed
+
+PROVEN = [
+    pytest.param(target, engine, id=f"{target}-{engine}", marks=pytest.mark.docker if engine == "docker" else ())
+    for target, engine in sorted(support.PROVEN)
+]
+
+
+@pytest.mark.parametrize(("target", "engine"), PROVEN)
+def test_it_is_built_used_and_proven(
+    target: str,
+    engine: str,
+    run: Run,
+    record_property: Callable[[str, object], None],
+    request: pytest.FixtureRequest,
+) -> None:
+    if engine == "docker":
+        request.getfixturevalue("docker_engine")
+    made, out = run(target, engine)
+    results = json.loads((out / labs.RESULTS).read_text())
+    assert [lab["lab"] for lab in results] == IDS
+    assert {lab["status"] for lab in results} == {"passed"}
+    verified = verify.verify(made)
+    assert [result for result in verified.checks if result.status in (checks.FAILED, checks.SKIPPED)] == []
+    record_property("proves", f"{target} {engine} run")
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("lab", IDS)
+def test_equal_seeds_give_equal_numbers_natively_and_in_the_image(lab: str, run: Run, docker_engine: None) -> None:
+    assert_equal_numbers(*(record(run("cpu", engine)[1] / lab) for engine in ("venv", "docker")))
+
+
+# ---- each lab's run
 
 
 @pytest.mark.parametrize("lab", IDS)
-def test_a_quick_run_keeps_the_contract(lab: str, quick: tuple) -> None:
-    out, ended = quick
-    code, stdout, stderr = ended[lab]
-    assert code == 0, stderr
-    assert f"{lab}: passed" in stdout
-    assert check.problems(out / lab) == []  # all fields, gates that follow from their numbers, the same story in events
-    found = record(out / lab)
+def test_a_quick_run_keeps_the_contract(lab: str, quick: Path) -> None:
+    assert (
+        check.problems(quick / lab) == []
+    )  # all fields, gates that follow from their numbers, the same story in events
+    found = record(quick / lab)
     assert found["lab"]["id"] == lab
     assert found["status"] == "passed"
     assert found["args"] == {"device": "cpu", "seed": 0, "quick": True, "full": False, "threads": 1}
@@ -58,8 +102,8 @@ def test_a_quick_run_keeps_the_contract(lab: str, quick: tuple) -> None:
 
 
 @pytest.mark.parametrize("lab", IDS)
-def test_exact_gates_are_enforced_even_when_quick(lab: str, quick: tuple) -> None:
-    gates = record(quick[0] / lab)["gates"]
+def test_exact_gates_are_enforced_even_when_quick(lab: str, quick: Path) -> None:
+    gates = record(quick / lab)["gates"]
     assert any(gate["exact"] for gate in gates)
     for gate in gates:
         assert gate["checked"] is gate["exact"]
@@ -67,18 +111,18 @@ def test_exact_gates_are_enforced_even_when_quick(lab: str, quick: tuple) -> Non
 
 
 @pytest.mark.parametrize("lab", IDS)
-def test_pictures_are_there_small_and_described(lab: str, quick: tuple) -> None:
-    plots = record(quick[0] / lab)["plots"]
+def test_pictures_are_there_small_and_described(lab: str, quick: Path) -> None:
+    plots = record(quick / lab)["plots"]
     assert plots
     for plot in plots:
-        data = (quick[0] / lab / plot["file"]).read_bytes()
+        data = (quick / lab / plot["file"]).read_bytes()
         assert data.startswith(b"\x89PNG") and 5_000 < len(data) < 150_000
         assert len(plot["alt"]) > 30
 
 
 @pytest.mark.parametrize("lab", RESUMABLE)
 def test_interrupted_and_resumed_equals_uninterrupted(
-    lab: str, quick: tuple, labs_python: str, tmp_path: Path, python
+    lab: str, quick: Path, labs_python: str, tmp_path: Path, python
 ) -> None:
     command = [labs_python, str(LABS / f"{lab}.py"), "--quick", "--device", "cpu", "--no-plots"]
     command += ["--out", str(tmp_path), "--progress", "json"]
@@ -100,7 +144,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     at = int(re.search(r"goes on at step (\d+)", resumed.stderr)[1])  # type: ignore[index]
     assert 0 < at < first["total"]
 
-    straight = quick[0] / lab
+    straight = quick / lab
     assert (stopped / "curves.csv").read_text() == (straight / "curves.csv").read_text()
     for name in ("metrics", "baselines"):
         assert record(stopped)[name] == record(straight)[name]
@@ -118,8 +162,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert verdict.returncode == 0, verdict.stderr
 
 
-def test_a_state_of_other_flags_is_refused(quick: tuple, python) -> None:
-    out = quick[0]
+def test_a_state_of_other_flags_is_refused(quick: Path, python) -> None:
+    out = quick
     copied = out / "other" / "06_images"
     copied.mkdir(parents=True)
     (copied / "state.pt").write_bytes((out / "06_images" / "state.pt").read_bytes())
@@ -249,11 +293,11 @@ def test_list_loads_no_torch(python, poison) -> None:
     assert all(lab in python("-m", "labs", "list", PYTHONPATH=nothing).stdout for lab in IDS)
 
 
-def test_every_metric_is_explained(quick: tuple) -> None:
+def test_every_metric_is_explained(quick: Path) -> None:
     """docs/labs.md names every metric and baseline that a lab records, in the lab's own part."""
     text = (ROOT / "docs" / "labs.md").read_text(encoding="utf-8")
     for lab in IDS:
-        found = record(quick[0] / lab)
+        found = record(quick / lab)
         part = text.partition(f"### {lab}\n")[2].partition("\n### ")[0]
         for name in [*found["metrics"], *found["baselines"]]:
             assert f"`{name}`" in part, f"{lab}: {name}"
@@ -262,8 +306,8 @@ def test_every_metric_is_explained(quick: tuple) -> None:
 # ---- verify and report, on real records
 
 
-def test_report_is_one_file_that_needs_nothing(quick: tuple, python, tmp_path: Path) -> None:
-    out = quick[0]
+def test_report_is_one_file_that_needs_nothing(quick: Path, python, tmp_path: Path) -> None:
+    out = quick
     ended = python("-m", "labs", "report", out, "--out", tmp_path / "one.html")
     assert ended.returncode == 0, ended.stderr
     html = (tmp_path / "one.html").read_text(encoding="utf-8")
@@ -296,8 +340,8 @@ def test_report_is_one_file_that_needs_nothing(quick: tuple, python, tmp_path: P
         lambda r: r["lab"].update(id="03_other"),
     ],
 )
-def test_a_tampered_record_is_caught(change: Callable[[dict], object], quick: tuple, tmp_path: Path) -> None:
-    source, lab = quick[0] / "02_autograd", tmp_path / "02_autograd"
+def test_a_tampered_record_is_caught(change: Callable[[dict], object], quick: Path, tmp_path: Path) -> None:
+    source, lab = quick / "02_autograd", tmp_path / "02_autograd"
     (lab / "plots").mkdir(parents=True)
     for path in ("metrics.json", "events.jsonl", "plots/steps.png"):
         os.link(source / path, lab / path)
@@ -309,15 +353,15 @@ def test_a_tampered_record_is_caught(change: Callable[[dict], object], quick: tu
     assert check.problems(lab)
 
 
-def test_verify_exits_6_on_it(quick: tuple, python, tmp_path: Path) -> None:
+def test_verify_exits_6_on_it(quick: Path, python, tmp_path: Path) -> None:
     lab = tmp_path / "run" / "02_autograd"
     lab.mkdir(parents=True)
-    text = (quick[0] / "02_autograd" / "metrics.json").read_text()
+    text = (quick / "02_autograd" / "metrics.json").read_text()
     (lab / "metrics.json").write_text(text.replace('"passed": true', '"passed": null'))
     ended = python("-m", "labs", "verify", tmp_path / "run", "--json")
     assert ended.returncode == 6
     assert json.loads(ended.stdout)[0]["status"] == "unbelievable"
-    good = python("-m", "labs", "verify", quick[0])
+    good = python("-m", "labs", "verify", quick)
     assert good.returncode == 0, good.stdout
     assert python("-m", "labs", "verify", ROOT / "docs").returncode == 2
 

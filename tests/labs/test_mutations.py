@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records import LABS, record
+from records import LABS, LONG, record
 
 MUTATIONS: dict[str, list[dict[str, Any]]] = tomllib.loads(
     Path(__file__).with_name("mutations.toml").read_text(encoding="utf-8")
 )
-LONG = ("06_images", "08_gpt", "16_masked_words", "18_missing_patches")  # half a minute each at full size
 
 
 def marks(lab: str, case: dict[str, Any]) -> tuple[pytest.MarkDecorator, ...]:
