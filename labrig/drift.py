@@ -459,16 +459,16 @@ def _rows(version: str, index: Index, source: str) -> dict[str, list[dict[str, s
     released = min((file.uploaded for file in torch if file.uploaded), default="unconfirmed")
     default = defaults["linux_x86_64"]
     release = {
-        **common, "released": released, "newest": "unconfirmed", "pypi_cuda": default[0] if default else "unconfirmed",
+        **common, "released": released, "pypi_cuda": default[0] if default else "unconfirmed",
         "requires_python": next((file.requires_python for file in torch if file.requires_python), "unconfirmed"),
-        "torchvision": vision or "unconfirmed", "torchvision_pin": f"torch=={version}" if vision else "unconfirmed",
+        "torchvision": vision or "unconfirmed",
         "python_all": " ".join(everywhere) or "-", "python_some": " ".join(some) or "-", "conf": "measured",
         "glibc_x86_64": _glibc(torch, "linux_x86_64"), "glibc_aarch64": _glibc(torch, "linux_aarch64"), "note": "-",
     }  # fmt: skip
     wheels = [
         {
             **common, "package": package, "version": number, "platform": platform, "build": "see torch",
-            "wheel_tag": _tag(files, platform), "python": " ".join(pythons), "rebuild_tags": "-", "conf": "measured",
+            "wheel_tag": _tag(files, platform), "python": " ".join(pythons), "conf": "measured",
         }
         for package, number, files in (
             ("torch", version, torch),
