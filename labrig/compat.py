@@ -276,15 +276,9 @@ def _other_python(build: Build, host: Host) -> _Outcome | None:
     return _Outcome(
         NO_INSTALL,
         f"torch {build.torch} has no wheel for Python {minor} here, only for {' '.join(have)}",
-        f"make the environment with Python {_middle(have)}",
+        f"make the environment with Python {matrix.settled_python(have) or have[0]}",
         sources=sources,
     )
-
-
-def _middle(pythons: Sequence[str]) -> str:
-    """The newest ordinary Python that has had a year: one behind the newest stable one, or older."""
-    settled = [row.minor for row in matrix.stable_pythons()[1:]]
-    return next((minor for minor in settled if minor in pythons), pythons[0])
 
 
 def _needs(build: Build) -> str:

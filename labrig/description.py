@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from labrig import matrix
+from labrig.compat import last_branch
 from labrig.errors import UsageError
 from labrig.host import Gpu, Host
 
@@ -84,19 +85,13 @@ def _by_name(text: str) -> Machine | None:
 
 def _best_driver(host: Host) -> tuple[str, str]:
     """The newest driver for the cards that were named, and why that one."""
-    branches = [last for gpu in host.gpus if (last := _last_branch(gpu))]
+    branches = [last for gpu in host.gpus if (last := last_branch(gpu))]
     if branches and len(branches) == len(host.gpus):
         return f"{min(branches)}", "the last branch for it" if len(
             host.gpus
         ) == 1 else "the last branch for one of them"
     newest = matrix.newest_driver()
     return newest, "the newest that came with a CUDA toolkit in the tables"
-
-
-def _last_branch(gpu: Gpu) -> int | None:
-    known = matrix.gpu(gpu.capability) if gpu.capability else None
-    found = re.fullmatch(r"R([0-9]+)", known.driver_last or "") if known else None
-    return int(found[1]) if found else None
 
 
 def _complete(host: Host, assumed: tuple[str, ...], *, driver: bool = True) -> Machine:

@@ -22,6 +22,7 @@ from .errors import UsageError
 PLATFORMS = ("linux_x86_64", "linux_aarch64", "macos_arm64", "windows_amd64")
 DATA = Path(__file__).parent / "data"
 
+SETTLED_BEHIND = 2  # so many releases behind the newest stable, a Python may still be recommended
 NO_LSE = "no LSE atomics"  # defects.tsv: wheels that die at import on a processor without them
 
 _NONE = "-"  # does not apply, or there is none
@@ -630,6 +631,16 @@ def stable_pythons() -> tuple[Python, ...]:
     """The ordinary Pythons (not free-threaded) in the table, newest first: the first one is the newest stable."""
     ordinary = [row for row in _pythons().values() if not row.minor.endswith("t")]
     return tuple(sorted(ordinary, key=lambda row: numbers(row.minor), reverse=True))
+
+
+def settled_python(pythons: Sequence[str]) -> str | None:
+    """Of these Pythons the newest that is one or two releases behind the newest stable, else the newest ordinary one.
+
+    By then what a course needs has wheels for it, and security fixes go on for years.
+    """
+    stable = [row.minor for row in stable_pythons()]
+    behind = [minor for minor in stable[1 : SETTLED_BEHIND + 1] if minor in pythons]
+    return next(iter((*behind, *(minor for minor in stable if minor in pythons))), None)
 
 
 def images() -> tuple[Image, ...]:

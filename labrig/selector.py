@@ -24,7 +24,6 @@ SYSTEMS = {
 }  # fmt: skip
 PACKAGES = ("pip", "uv", "conda", "docker")
 AUTO = "auto"
-NEWEST_BEHIND = 2  # "one or two releases behind the newest": the Pythons that libraries have caught up with
 _SHOWN = 5  # builds looked at for one line of the table: those of the newest two releases
 
 
@@ -162,7 +161,7 @@ def _selection(table: Table, build: Build, system: str, package: str, finding: F
     vision, audio = release.torchvision, release.torchaudio
     pythons, notes = matrix.pythons(build.torch, platform), []
     with_all = [p for p in pythons if vision and p in matrix.companion_pythons("torchvision", vision, platform)]
-    python = _settled(with_all or list(pythons))
+    python = matrix.settled_python(with_all or list(pythons))
     if audio and python not in matrix.companion_pythons("torchaudio", audio, platform):
         notes.append(f"torchaudio {audio} has no wheel for Python {python}: left out")
         audio = None
@@ -283,14 +282,6 @@ def _sources(build: Build, platform: str, package: str) -> tuple[str, ...]:
 # --- Python -----------------------------------------------------------------------------------------------------------
 
 
-def _settled(pythons: Sequence[str]) -> str | None:
-    """The newest of these that is one or two releases behind the newest stable, else the newest ordinary one."""
-    stable = [row.minor for row in matrix.stable_pythons()]
-    behind = [minor for minor in stable[1 : NEWEST_BEHIND + 1] if minor in pythons]
-    ordinary = [minor for minor in stable if minor in pythons]
-    return next(iter((*behind, *ordinary)), None)
-
-
 def python_rule(table: Table) -> list[tuple[str, ...]]:
     """Python by Python, newest first: how far behind the newest stable, until when supported, torch, targets."""
     rows: list[tuple[str, ...]] = []
@@ -301,7 +292,7 @@ def python_rule(table: Table) -> list[tuple[str, ...]]:
         rows.append(
             (
                 row.minor,
-                place + (": take one of these" if 1 <= behind <= NEWEST_BEHIND else ""),
+                place + (": take one of these" if 1 <= behind <= matrix.SETTLED_BEHIND else ""),
                 f"{row.status}, until {row.end}",
                 f"{row.torch_first} to {row.torch_last}",
                 " ".join(used) or "-",
