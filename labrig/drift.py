@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
@@ -116,9 +117,11 @@ def read_index(table: Table, overrides: Sequence[str] = (), *, check: bool = Tru
     """
     if check == write:
         raise UsageError("update does one thing at a time", fix="invoke update --check, then invoke update --write")
+    from unearth.collector import LinkCollectError
+
     from labrig import indexes
     from labrig.crew import Crew
-    from labrig.search import Pages, Place, Unreachable
+    from labrig.search import Pages, Place
 
     sources = indexes.read_sources(table.indexes, overrides)
     if sources.default is None:
@@ -134,20 +137,21 @@ def read_index(table: Table, overrides: Sequence[str] = (), *, check: bool = Tru
         wanted = _one_each(link for link in links["torch"] if _is_new(_file(link)))
         wanted += _one_each(link for link in links["torchvision"] if wanted and _is_new_companion(_file(link)))
         metadata = {link.filename: text for link in wanted if (text := _metadata(client, link))}
-        variants, why = {}, ""
+        variants: dict[str, tuple[File, ...]] = {}
+        why = ""
         named = next((name for name, url in sources.named.items() if url and re.search(r"/(cpu|cu\d+)/?$", url)), None)
         root = re.sub(r"/(cpu|cu\d+)/?$", "", str(sources.named[named])) if named else ""
         if not root:
-            why = "it is switched off, or named nowhere in images/targets.toml"
+            why = "it is switched off, or no index of images/targets.toml has an address that ends in a build (/cpu)"
         for variant in _live_variants() if root else ():
             try:
                 found = _links(pages, Place("index", f"{root}/{variant}", named or ""), "torch")
             except FetchError as error:
-                why = error.found or error.what
-                break
-            except Unreachable as error:
-                why = str(error)
-                break
+                if isinstance(error.__cause__, LinkCollectError) and any(variants.values()):
+                    found = []  # object stores answer 403 for a folder that is not there; the others are
+                else:
+                    why = error.found or error.what
+                    break
             variants[variant] = tuple(filter(None, map(_file, found)))
     return Index(files, variants if not why else {}, metadata, why)
 
@@ -160,7 +164,7 @@ def _links(pages: Any, place: Any, package: str) -> list[Link]:
 
     try:
         found: list[Link] = pages.links(place, package)
-    except (LinkCollectError, Unreachable) as error:
+    except (LinkCollectError, Unreachable, LookupError, RecursionError) as error:  # no such charset; endless JSON
         raise FetchError(
             f"{place} cannot be read",
             found=redact(str(error)),
@@ -226,7 +230,7 @@ def _metadata(client: PyPIClient, link: Link) -> str:
         with zipfile.ZipFile(io.BufferedReader(_Remote(client, link.url_without_fragment), 1 << 16)) as wheel:
             (name,) = [name for name in wheel.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
             return wheel.read(name).decode("utf-8")
-    except (httpx2.HTTPError, OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+    except (httpx2.HTTPError, OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return ""
 
 
@@ -235,10 +239,11 @@ class _Remote(io.RawIOBase):
 
     def __init__(self, client: PyPIClient, url: str) -> None:
         self._client, self._url, self._at = client, url, 0
-        answer = client.get(url, headers={"Range": "bytes=0-0"})
-        total = re.fullmatch(r"bytes 0-0/(\d+)", answer.headers.get("content-range", ""))
-        if answer.status_code != 206 or total is None:
-            raise OSError(f"{url} gives no ranges")
+        # Not read before it is known to be a range: a server without ranges answers with the whole wheel.
+        with client.stream("GET", url, headers={"Range": "bytes=0-0"}) as answer:
+            total = re.fullmatch(r"bytes 0-0/(\d+)", answer.headers.get("content-range", ""))
+            if answer.status_code != 206 or total is None:
+                raise OSError(f"{url} gives no ranges")
         self._size = int(total[1])
 
     def readable(self) -> bool:
@@ -267,9 +272,13 @@ class _Remote(io.RawIOBase):
 
 
 def _live_variants() -> list[str]:
-    """The CUDA builds, and the CPU's, that the newest three releases of the tables have."""
+    """The CUDA builds, and the CPU's, that the newest three releases of the tables have or may have; the CPU's first.
+
+    If that one cannot be had the index is out of reach; of any other, a refusal means that there is no such folder.
+    """
     known = [build for torch in matrix.releases()[-3:] for build in matrix.variants(torch)]
-    return list(dict.fromkeys(build.name for build in known if build.kind in ("cpu", "cuda") and build.platforms))
+    names = (b.name for b in known if b.kind in ("cpu", "cuda") and (b.platforms or b.unconfirmed))
+    return list(dict.fromkeys(("cpu", *names)))
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------
@@ -338,13 +347,20 @@ def _cuda_lines(index: Index, releases: Sequence[str]) -> list[Drift]:
     newest = max(releases, key=Version)
     for variant, files in index.variants.items():
         there = sorted({file.version for file in files if not Version(file.version).is_prerelease}, key=Version)
+        rows_ = {torch: row for torch in matrix.releases() if (row := matrix.variant(torch, variant))}
+        known = [torch for torch, row in rows_.items() if row.platforms]
         if not there:
-            found.append(Drift("CUDA line stopped", variant, "has torch", "lists none any more"))
+            if known:
+                found.append(Drift("CUDA line stopped", variant, "has torch", "lists none any more"))
             continue
-        known = [torch for torch in matrix.releases() if (row := matrix.variant(torch, variant)) and row.platforms]
-        if Version(there[-1]) < Version(newest) and known and known[-1] != there[-1]:
+        row = rows_.get(matrix.releases()[-1])
+        maybe = row is not None and not row.platforms and bool(row.unconfirmed)
+        if maybe and Version(there[-1]) < Version(matrix.releases()[-1]):
+            known_ = f"unconfirmed of {matrix.releases()[-1]}"
+            found.append(Drift("CUDA line stopped", variant, known_, f"newest {there[-1]}, of {newest}"))
+        elif Version(there[-1]) < Version(newest) and known and known[-1] != there[-1]:
             found.append(Drift("CUDA line stopped", variant, f"newest {known[-1]}", f"newest {there[-1]}, of {newest}"))
-        elif Version(there[-1]) < Version(newest) and newest not in matrix.releases():
+        elif Version(there[-1]) < Version(newest) and newest not in matrix.releases() and known:
             found.append(Drift("CUDA line stopped", variant, f"newest {known[-1]}", f"no {newest}"))
         for version in there:
             row = matrix.variant(version, variant)
@@ -419,7 +435,9 @@ def propose(index: Index, table: Table, today: date, data: Path = matrix.DATA) -
     for version in new:
         for name, rows_ in _rows(version, index, source).items():
             added.setdefault(name, []).extend(rows_)
-    changed = [_append(data / f"{name}.tsv", rows_) for name, rows_ in added.items()]
+    # The releases last: a release that is in that table is no longer new, so a run that was cut off is done again.
+    order = sorted(added, key=lambda name: name == "releases")
+    changed = [_append(data / f"{name}.tsv", added[name]) for name in order]
     if text := _target_row(new[-1], index, table, today):
         before = table.path.read_text(encoding="utf-8")
         write_atomically(table.path, f"{before.rstrip()}\n\n{text}")
@@ -427,11 +445,18 @@ def propose(index: Index, table: Table, today: date, data: Path = matrix.DATA) -
     return changed
 
 
+_KEY = frozenset({"id", "torch", "package", "version", "platform", "variant", "arch"})
+
+
 def _append(path: Path, rows_: Sequence[Mapping[str, str]]) -> Path:
     text = path.read_text(encoding="utf-8")
     header = text.split("\n", 1)[0].split("\t")
+    # What a run that was cut off has already written stays: two rows of one key cannot be read.
+    key = [column for column in header if column in _KEY]
+    there = {tuple(row[column] for column in key) for row in matrix.read_table(path)}
+    rows_ = [row for row in rows_ if tuple(row[column] for column in key) not in there]
     lines = ["\t".join(row.get(column, "unconfirmed") for column in header) for row in rows_]
-    write_atomically(path, text.rstrip("\n") + "\n" + "\n".join(lines) + "\n")
+    write_atomically(path, text.rstrip("\n") + "\n" + "".join(f"{line}\n" for line in lines))
     return path
 
 

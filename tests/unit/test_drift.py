@@ -71,7 +71,26 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def confirmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The tables as if somebody had looked at the PyTorch index: what is unconfirmed of it is not there."""
+    copy = tmp_path / "confirmed"
+    shutil.copytree(matrix.DATA, copy)
+    file = copy / "cuda_variants.tsv"
+    header, *lines = file.read_text(encoding="utf-8").splitlines()
+    columns = [header.split("\t").index(platform) for platform in matrix.PLATFORMS]
+    rows = [line.split("\t") for line in lines]
+    for row in rows:
+        for column in columns:
+            row[column] = "no" if row[column] == "unconfirmed" else row[column]
+    file.write_text("\n".join([header, *("\t".join(row) for row in rows)]) + "\n", encoding="utf-8")
+    monkeypatch.setattr(matrix, "DATA", copy)
+    clear()
+    yield
+    clear()
+
+
+@pytest.fixture
+def server(confirmed: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server = Server()
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
         monkeypatch.delenv(name)
@@ -279,13 +298,59 @@ def test_a_pytorch_index_out_of_reach_is_said_and_is_no_drift(server: Server) ->
 @pytest.mark.parametrize(
     "garbage",
     [b"", b"{", b"[]", b'{"files": 3}', b'{"files": [{"filename": 1}]}', b"<html>", b'{"name": "torch", "files": []}',
-     b'{"files": [{"filename": "torch-abc.whl", "url": "x"}]}', b"\xff\xfe"],
+     b'{"files": [{"filename": "torch-abc.whl", "url": "x"}]}', b"\xff\xfe", b"[" * 100_000],
 )  # fmt: skip
 def test_a_garbage_answer_is_exit_4(server: Server, garbage: bytes) -> None:
     server.raw["torch"] = garbage
     with pytest.raises(FetchError) as error:
         ask(server)
     assert error.value.code == 4 and error.value.fix
+
+
+def test_of_what_is_unconfirmed_the_index_tells_either_way(server: Server) -> None:
+    """The tables as they are: whether the newest torch has these builds was not seen."""
+    file = matrix.DATA / "cuda_variants.tsv"
+    file.write_text((Path(drift.__file__).parent / "data" / file.name).read_text(encoding="utf-8"), encoding="utf-8")
+    clear()
+    row = matrix.variant(NEWEST, "cu130")
+    assert row is not None and "linux_x86_64" in row.unconfirmed
+    assert ("CUDA line stopped", "cu130") in {(each.kind, each.what) for each in changes(server)}
+    server.variants["cu130"].append(wheel(NEWEST, "cu130"))
+    found = {(each.kind, each.what) for each in changes(server)}
+    assert ("build added", f"torch {NEWEST}+cu130") in found and ("CUDA line stopped", "cu130") not in found
+
+
+def test_a_build_whose_folder_is_refused_is_a_line_that_stopped(server: Server) -> None:
+    """Object stores answer 403 for what is not there; that the rest answers shows that it is not the network."""
+    del server.variants["cu126"]
+    index = ask(server)
+    assert index.unreachable == ""
+    assert ("CUDA line stopped", "cu126") in {(each.kind, each.what) for each in drift.compare(index, TABLE, TODAY)}
+
+
+def test_a_write_that_was_cut_off_is_done_again_without_double_rows(
+    server: Server, older: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "images", tmp_path / "images")
+    table = spec.read(tmp_path / "images" / spec.TABLE)
+    index, written = ask(server), []
+
+    def cut_off(path: Path, text: str) -> None:
+        if path.name == "macos.tsv":
+            raise OSError("the disk is full")
+        written.append(path.name)
+        path.write_text(text, encoding="utf-8")
+
+    with monkeypatch.context() as context:
+        context.setattr(drift, "write_atomically", cut_off)
+        with pytest.raises(OSError, match="full"):
+            drift.propose(index, table, TODAY, older)
+    assert "wheels.tsv" in written and "releases.tsv" not in written
+    clear()
+    assert matrix.releases()[-1] != NEWEST, "it is still new"
+    drift.propose(index, table, TODAY, older)
+    clear()
+    assert matrix.pythons(NEWEST, "linux_x86_64") and matrix.variants(NEWEST)
 
 
 def test_no_index_at_all_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +363,7 @@ def test_no_index_at_all_is_told(server: Server, monkeypatch: pytest.MonkeyPatch
 
 
 def invoke(server: Server, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "invoke", "update", *flags, f"--index=pytorch-cpu={server.url}/whl/cpu"]
+    command = [sys.executable, "-m", "invoke", "update", *flags, "--index=pytorch-cpu=none"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
