@@ -159,8 +159,11 @@ def update(
         drift.require_none(changes)
         print("nothing has changed since the tables were read", file=sys.stderr)
     else:
-        for line in drift.propose(found, table, drift.now()):
-            print(line)
+        written = drift.propose(found, table, drift.now())
+        for file in written:
+            print(file.relative_to(ROOT))
+        then = "next: invoke lock --target=NAME for the new row, then make check" if written else "no new release"
+        print(then, file=sys.stderr)
 
 
 @task(help={"target": TARGET, "fresh": "make it anew from Debian's packages of today"})

@@ -539,7 +539,8 @@ def _build_rows(
             **common, "variant": name, "kind": "cpu" if name == "cpu" else "cuda", "cuda": cuda,
             **{platform: "yes" if platform in on else "unconfirmed" for platform in matrix.PLATFORMS},
             **({} if name == "cpu" else {"macos_arm64": "no"}), "pypi_default_on": " ".join(on) or "-",
-            "index_path": f"whl/{name}", "conf": "measured", "note": "-",
+            "index_path": f"whl/{name}", "conf": "high" if name == "cpu" else "measured",
+            "note": "Windows and macOS as in every release before; not opened" if name == "cpu" else "-",
         }
         for name, cuda, on in found
     ]  # fmt: skip
