@@ -79,7 +79,10 @@ train, test = votes[order[:290]].to(device), votes[order[290:]].to(device)
 # %%
 def count(x: torch.Tensor, sets: torch.Tensor) -> torch.Tensor:  # (N, M), (C, M) -> (C,)
     """How many rows of x hold each set; in pieces, for (N, C) numbers at once may be too many."""
-    return torch.cat([(x @ piece.T == piece.sum(1)).sum(0) for piece in sets.split(128)])
+    counts = torch.empty(len(sets), dtype=torch.long, device=x.device)  # first: pieces then leave no gaps in memory
+    for piece, into in zip(sets.split(128), counts.split(128), strict=True):
+        into.copy_((x @ piece.T == piece.sum(1)).sum(0))  # (N, 128) -> (128,)
+    return counts
 
 
 def apriori(x: torch.Tensor, min_support: float) -> dict[tuple[int, ...], int]:
@@ -91,11 +94,10 @@ def apriori(x: torch.Tensor, min_support: float) -> dict[tuple[int, ...], int]:
         counts = count(x, sets)
         sets, counts = sets[counts >= min_support * len(x)], counts[counts >= min_support * len(x)]
         found |= {tuple(row.nonzero().flatten().tolist()): int(n) for row, n in zip(sets.cpu(), counts, strict=True)}
-        # Append one later item, so that no set is made twice: (F, 1, M) + (1, M, M) -> (F * M, M), some of them kept.
-        last = M - 1 - sets.flip(1).argmax(1)  # (F,) the highest item of each set
-        later = torch.arange(M, device=x.device)[None] > last[:, None]  # (F, M)
-        candidates = (sets[:, None] + single[None])[later]  # (C, M) with size + 1 items
-        parts = (candidates @ sets.T == size).sum(1)  # (C,) how many of the size + 1 parts are frequent
+        last = M - 1 - sets.flip(1).argmax(1)  # (F,) the highest item of each set; only later ones are appended
+        which, item = (torch.arange(M, device=x.device)[None] > last[:, None]).nonzero(as_tuple=True)
+        candidates = sets[which] + single[item]  # (C, M) with size + 1 items; below (C,) how many parts are frequent
+        parts = torch.cat([(piece @ sets.T == size).sum(1) for piece in candidates.split(4096)])
         sets = candidates[parts == size + 1]
         if len(sets) == 0:
             break
@@ -106,9 +108,8 @@ def by_counting(x: torch.Tensor, min_support: float) -> dict[tuple[int, ...], in
     """The same without any idea: note every subset of every row, then see which ones are frequent."""
     seen: Counter = Counter()
     for row in x.cpu():
-        held = row.nonzero().flatten().tolist()
         for size in range(1, max_size + 1):
-            seen.update(combinations(held, size))
+            seen.update(combinations(row.nonzero().flatten().tolist(), size))
     return {subset: n for subset, n in seen.items() if n >= min_support * len(x)}
 
 
