@@ -162,6 +162,8 @@ def judge(build: Build, host: Host, others: Sequence[Build] = ()) -> Finding:
     outcome = _cannot_install(build, host) or _compute(build, host, others)
     others = [other for other in others if other.name != build.name]
     verdict, fix = outcome.verdict, outcome.fix
+    if verdict == NO_INSTALL and build.device == "cuda" and host.gpus and host.platform == "linux_aarch64":
+        fix = _on_its_gpu(build, host)
     no_gpu = verdict == CPU_ONLY and not host.gpus
     if (verdict in (NO_INSTALL, UNKNOWN) or no_gpu) and (instead := _best_running(others, host)):
         fix = f"{fix}; or use {instead.words}" if fix else f"use {instead.words}"
@@ -175,6 +177,15 @@ def judge(build: Build, host: Host, others: Sequence[Build] = ()) -> Finding:
             else "find out by trying"
         )
     return Finding(build.name, verdict, outcome.reason, fix, outcome.cause, outcome.sources)
+
+
+def _on_its_gpu(build: Build, host: Host) -> str:
+    """What runs on a machine's GPU where a build is for another platform; empty where nothing is known."""
+    gpu = host.gpus[0]
+    known = matrix.gpu(gpu.capability) if gpu.capability else None
+    if near := nearest(build, host, gpu):
+        return f"on its GPU torch {near.name} runs (`invoke select`)"
+    return f"on its GPU: {known.advice}" if known else ""
 
 
 def _inside(build: Build, host: Host) -> Host:
@@ -403,8 +414,8 @@ def _cuda(build: Build, host: Host, others: Sequence[Build]) -> _Outcome:
     if floor is None:
         return _Outcome(UNKNOWN, f"the lowest driver for {build.variant} is not known")
     if host.driver is None:
-        return _no_driver(host, floor)
-    if host.container and host.gpu_nodes is False:
+        return _no_driver(build, host, floor, others)
+    if host.container and host.gpu_nodes is False and (host.gpu_error or not host.gpus):
         reason = f"the host has NVIDIA driver {host.driver}, but this container was started without its GPU"
         return _Outcome(CPU_ONLY, reason, "start the container with --gpus all", "no --gpus")
     if not host.gpus:
@@ -424,13 +435,24 @@ def _cuda(build: Build, host: Host, others: Sequence[Build]) -> _Outcome:
     if bad.verdict != good.verdict:
         reason = f"{reason}; but {bad.reason}"
     if good.verdict == RUNS:
-        usable = ",".join(str(index) for index, card in enumerate(cards) if card[1].verdict == RUNS)
+        # CUDA numbers the cards that the driver knows; one that it does not know is left out by itself.
+        numbered = [card.verdict for _, card in cards if card.verdict != CPU_ONLY]
+        usable = ",".join(str(index) for index, verdict in enumerate(numbered) if verdict == RUNS)
         hide = f"hide the others: export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={usable}"
-        return replace(good, reason=reason, fix=hide if bad.verdict != RUNS else "")
+        return replace(good, reason=reason, fix=hide if set(numbered) != {RUNS} else "")
     return replace(good, reason=reason, fix=good.fix or _cuda_fix(build, gpu, host, others))
 
 
-def _no_driver(host: Host, floor: str) -> _Outcome:
+def _no_driver(build: Build, host: Host, floor: str, others: Sequence[Build]) -> _Outcome:
+    if host.gpus and not host.gpu_error:
+        gpu = host.gpus[0]
+        name, known = f"{gpu.name} ({gpu.capability or 'capability unknown'})", matrix.gpu(gpu.capability or "")
+        if known and known.driver_last == "JetPack":
+            return _Outcome(
+                UNKNOWN, f"{name}: its driver comes with JetPack, which the tables do not have", known.advice
+            )
+        fix = _cuda_fix(build, gpu, replace(host, driver=None), others)
+        return _Outcome(CPU_ONLY, f"{name}: no NVIDIA driver", fix, "no driver", known.sources if known else ())
     if host.gpu_error and host.wsl:  # no kernel file tells the driver here, so nothing is known
         return _Outcome(UNKNOWN, f"the driver is not known: {host.gpu_error}", repair(host), "driver does not answer")
     if host.gpu_error:
@@ -442,10 +464,21 @@ def _no_driver(host: Host, floor: str) -> _Outcome:
         fix = f"on a host with driver {floor} or newer, start the container with --gpus all"
         return _Outcome(CPU_ONLY, "no NVIDIA driver", fix, "no driver")
     if host.pci_nvidia:
-        fix = f"install driver {floor} or newer, then reboot"
+        fix = f"install driver {floor} or newer{_ends()}, then reboot"
         return _Outcome(CPU_ONLY, "there is an NVIDIA GPU, but no driver is loaded", fix, "no driver")
-    fix = f"if there is an NVIDIA GPU, install driver {floor} or newer{' on Windows' if host.wsl else ''}"
+    where = " on Windows" if host.wsl else ""
+    fix = f"if there is an NVIDIA GPU, install driver {floor} or newer{where}{_ends()}"
     return _Outcome(CPU_ONLY, "no NVIDIA driver", fix, "no driver")
+
+
+def _ends() -> str:
+    """What to heed where the card is not known: the branches that were the last ones for some families."""
+    last: dict[str, list[str]] = {}
+    for known in matrix.gpus():
+        if known.driver_last and known.driver_last.startswith("R"):
+            last.setdefault(known.driver_last, []).append(known.family)
+    words = [f"{'/'.join(dict.fromkeys(families))} not past {branch}" for branch, families in last.items()]
+    return f" ({', '.join(words)})" if words else ""
 
 
 def repair(host: Host) -> str:
@@ -465,6 +498,8 @@ def _card(build: Build, gpu: Gpu, host: Host, floor: str) -> _Outcome:
     of_driver = matrix.cite("drivers", build.variant, build.cuda or "")
     of_code = matrix.cite("gpu_arch", build.torch, build.variant, host.platform or "")
     of_gpu = matrix.cite("gpus", gpu.capability) if gpu.capability else ()
+    if gpu.capability and matrix.gpu(gpu.capability) is None:
+        return _Outcome(UNKNOWN, f"{name}: the tables know no card of this capability")
     last = last_branch(gpu)
     if last and not _in_reach(driver, last):
         reason = f"{name}: driver {driver} no longer knows this card, R{last} was the last branch for it"
@@ -556,23 +591,26 @@ def _cuda_fix(build: Build, gpu: Gpu, host: Host, others: Sequence[Build]) -> st
     on_cpu = _best_running([other for other in others if other.device == "cpu"], host)
     slow = f"; use {on_cpu.words} on the CPU" if on_cpu else ""
     if any_ := nearest(build, host, gpu):
-        row = f'add a row with torch = "{any_.torch}", variant = "{any_.variant}"' if build.target else ""
-        if not build.target:
-            row = f"install torch {any_.name}"
-        return f"{row}, which runs on this card with this driver{slow and slow.replace('; use', '; or use')}"
+        row = f'add a row to images/targets.toml with torch = "{any_.torch}", variant = "{any_.variant}"'
+        row = row if build.target else f"install torch {any_.name}"
+        need = _need(any_, gpu, host) or ""
+        driver = "this driver" if matrix.at_least(host.driver or "0", need) else f"driver {need} or newer{where}{limit}"
+        return f"{row}, which runs on this card with {driver}{slow and slow.replace('; use', '; or use')}"
     advice = f"no build is known to have code for this card{f' ({known.advice})' if known else ''}"
     return f"{advice}{slow}"
 
 
 def nearest(build: Build, host: Host, gpu: Gpu) -> Build | None:
-    """The CUDA build in the tables that runs on this card as it is: of the same torch if there is one, else newest."""
-    found = []
+    """The CUDA build of the tables that runs on a card, with its driver if any does: of the same torch, else newest."""
+    found: list[Build] = []
+    later: list[Build] = []  # with a newer driver
     for torch in matrix.releases():
         for variant in matrix.variants(torch):
             candidate = Build(torch, variant.name, tuple(p for p in variant.platforms if p != "macos_arm64"))
             need = _need(candidate, gpu, host) if variant.kind == "cuda" else None
-            if need and matrix.at_least(host.driver or "0", need):
-                found.append(candidate)
+            if need:
+                (found if matrix.at_least(host.driver or "0", need) else later).append(candidate)
+    found = found or later
     same = [each for each in found if each.torch == build.torch]
     older = [each for each in found if not matrix.at_least(each.torch, build.torch)]
     pool = same or older or found

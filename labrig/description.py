@@ -96,6 +96,9 @@ def _best_driver(host: Host) -> tuple[str, str]:
 
 def _complete(host: Host, assumed: tuple[str, ...], *, driver: bool = True) -> Machine:
     """The machine with what was left out taken as it is best for torch; without ``driver`` it was said to have none."""
+    jetpack = any(known.driver_last == "JetPack" for gpu in host.gpus if (known := matrix.gpu(gpu.capability or "")))
+    if jetpack:  # its driver and its C library are JetPack's; of those nothing is assumed
+        return Machine(replace(host, found_by="description"), assumed)
     if host.os == "linux" and host.libc is None:
         host, assumed = replace(host, libc="glibc 2.36"), (*assumed, "glibc 2.36 (Debian 12)")
     if host.os != "macos" and host.gpus and host.driver is None and driver:

@@ -6,9 +6,11 @@ import json
 import os
 import platform
 import re
+import selectors
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,6 +25,7 @@ RECORDED = "LABRIG_HOST"  # environment variable: a JSON file that stands for th
 
 _QUERY = ("name", "compute_cap", "memory.total", "driver_version")
 _ARCHS = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "arm64", "aarch64": "arm64"}
+_MOST = 1 << 20  # bytes that a program's answer may have
 _SECONDS = 10.0  # a driver in trouble lets nvidia-smi hang
 
 
@@ -94,7 +97,7 @@ def from_json(data: object, origin: str) -> Host:
 
     UsageError names what is wrong in `origin`.
     """
-    if isinstance(data, Mapping) and {"host", "targets"} <= set(data):
+    if isinstance(data, Mapping) and "host" in data:
         data = data["host"]
     if not isinstance(data, Mapping):
         raise UsageError(f"{origin}: not a JSON object", found=type(data).__name__, fix="record one with doctor --json")
@@ -198,25 +201,53 @@ def ask(command: Sequence[str], seconds: float) -> Answer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
             env=environment,
             start_new_session=True,
         )
     except OSError as error:
         return Answer(None, "", f"{Path(command[0]).name} cannot be started: {error.strerror or error}")
     try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
+        out, err = _listen(process, seconds)
+    except (subprocess.TimeoutExpired, OverflowError) as error:
         with suppress(OSError):
             if hasattr(os, "killpg"):
                 os.killpg(process.pid, signal.SIGKILL)
             else:
                 process.kill()
         with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=1)
-        return Answer(None, "", f"{Path(command[0]).name} did not answer within {seconds:g} s")
+            process.wait(timeout=1)
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
+        why = "says far too much" if isinstance(error, OverflowError) else f"did not answer within {seconds:g} s"
+        return Answer(None, "", f"{Path(command[0]).name} {why}")
     return Answer(process.returncode, out, err.strip())
+
+
+def _listen(process: subprocess.Popen[bytes], seconds: float) -> tuple[str, str]:
+    """What a process writes until it ends. Raises TimeoutExpired, and OverflowError for more than `_MOST` bytes."""
+    said: dict[Any, bytes] = {process.stdout: b"", process.stderr: b""}
+    until = time.monotonic() + seconds
+    with selectors.DefaultSelector() as selector:
+        for stream in said:
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            left = until - time.monotonic()
+            ready = selector.select(left) if left > 0 else []
+            if not ready:
+                raise subprocess.TimeoutExpired(process.args, seconds)
+            for key, _ in ready:
+                part = os.read(key.fd, 65536)
+                said[key.fileobj] += part
+                if not part:
+                    selector.unregister(key.fileobj)
+                if len(said[key.fileobj]) > _MOST:
+                    raise OverflowError
+    process.wait(max(0.1, until - time.monotonic()))
+    for stream in said:
+        stream.close()
+    out, err = (said[stream].decode("utf-8", "replace") for stream in (process.stdout, process.stderr))
+    return out, err
 
 
 def read_host(
@@ -254,7 +285,7 @@ def _recorded(path: Path) -> Host:
     origin = f"{RECORDED}={path}"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{RECORDED} names a file that cannot be read as JSON",
             found=f"{path}: {error}",

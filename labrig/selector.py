@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 from labrig import compat, matrix
 from labrig.compat import Build, Finding
 from labrig.description import parse as describe
-from labrig.errors import UsageError
+from labrig.errors import HostError, UsageError
 from labrig.host import Host, read_host
 from labrig.spec import MPS, Table
 
@@ -88,7 +88,13 @@ def select(
             _fail(f"no build for compute platform {compute!r}", _computes(builds), "--compute")
         build = fitting[0]
     finding = compat.judge(build, host, builds) if host else None
-    return _selection(table, build, system, package, finding)
+    if finding and finding.verdict == compat.NO_INSTALL:
+        raise HostError(f"torch {build.name} cannot be installed there", found=finding.reason, fix=finding.fix)
+    found = _selection(table, build, system, package, finding, host.python if host else "")
+    if compute == AUTO and host and host.gpus and build.device == "cpu":
+        unused = compat.judge(next(each for each in builds if each.device == "cuda"), host, builds)
+        found = replace(found, notes=(*found.notes, f"its GPU is not used: {unused.reason}", f"fix: {unused.fix}"))
+    return found
 
 
 def _fail(what: str, allowed: Sequence[str] | dict[str, Any], flag: str) -> NoReturn:
@@ -154,14 +160,17 @@ def _auto(builds: Sequence[Build], host: Host | None, platform: str) -> Build:
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
-def _selection(table: Table, build: Build, system: str, package: str, finding: Finding | None) -> Selection:
+def _selection(
+    table: Table, build: Build, system: str, package: str, finding: Finding | None, own: str = ""
+) -> Selection:
     platform = SYSTEMS[system]
     release = matrix.release(build.torch)
     assert release is not None  # noqa: S101 for the type checker: candidates are releases
     vision, audio = release.torchvision, release.torchaudio
     pythons, notes = matrix.pythons(build.torch, platform), []
     with_all = [p for p in pythons if vision and p in matrix.companion_pythons("torchvision", vision, platform)]
-    python = matrix.settled_python(with_all or list(pythons))
+    have = ".".join(own.split(".")[:2])  # the machine's own, if it will do
+    python = have if have in with_all else matrix.settled_python(with_all or list(pythons))
     if audio and python not in matrix.companion_pythons("torchaudio", audio, platform):
         notes.append(f"torchaudio {audio} has no wheel for Python {python}: left out")
         audio = None
@@ -319,8 +328,10 @@ def explain(selection: Selection) -> list[str]:
         wheels = " ".join(selection.pythons)
         lines.append(f"Python {selection.python}{support} (newest stable: {newest.minor}); wheels for {wheels}")
         if selection.package == "pip":
-            activate = r".venv\Scripts\activate" if selection.system == "windows" else ". .venv/bin/activate"
-            lines.append(f"in an environment of its own: python{selection.python} -m venv .venv, then {activate}")
+            windows = selection.system == "windows"
+            python = f"py -{selection.python}" if windows else f"python{selection.python}"
+            activate = r".venv\Scripts\activate" if windows else ". .venv/bin/activate"
+            lines.append(f"in an environment of its own: {python} -m venv .venv, then {activate}")
     if selection.verdict:
         lines.append(f"on that machine: {selection.verdict.verdict} ({selection.verdict.reason})")
         lines += [f"fix: {selection.verdict.fix}"] if selection.verdict.fix else []

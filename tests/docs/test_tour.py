@@ -9,19 +9,6 @@ import pytest
 import tour
 
 
-@pytest.fixture(scope="module")
-def found(docker_engine_once: None) -> dict[str, tour.Step | str]:
-    return tour.steps()
-
-
-@pytest.fixture(scope="module")
-def docker_engine_once() -> None:
-    from conftest import docker_error
-
-    if reason := docker_error():
-        pytest.fail(f"the tour needs a Docker engine: {reason}")
-
-
 def steady(text: str) -> str:
     """The page without what differs from run to run: digests, times, amounts of this machine, the width of a column."""
     text = re.sub(r"\b[0-9a-f]{12}\b", "DIGEST", text)
@@ -34,8 +21,9 @@ def steady(text: str) -> str:
 
 
 @pytest.mark.docker
-def test_the_page_is_what_its_commands_give(found: dict[str, tour.Step | str]) -> None:
+def test_the_page_is_what_its_commands_give(docker_engine: None) -> None:
     """Where it differs for a reason: `python tests/docs/tour.py` makes it anew."""
+    found = tour.steps()
     assert steady(tour.page(found)) == steady(tour.PAGE.read_text(encoding="utf-8"))
     codes = {name: step.code for name, step in found.items() if isinstance(step, tour.Step)}
     assert codes == {"build": 0, "labs": 0, "verify": 0, "caught": 6, "doctor": 0, "refused": 3}

@@ -286,6 +286,29 @@ def test_the_order_of_cards_does_not_change_a_verdict(order: tuple[dict[str, Any
     assert judge(CUDA, replace(machine, gpus=machine.gpus[:1])).verdict in (RUNS, FAILS, UNKNOWN)
 
 
+def test_a_card_that_the_driver_does_not_know_is_not_numbered() -> None:
+    """R595 leaves the Pascal card out by itself: hiding index 0 would hide the only one."""
+    machine = from_json({**MACHINES["mixed"], "driver": "595.58.03"}, "mixed")
+    found = judge(CUDA, machine)
+    assert (found.verdict, found.fix) == (RUNS, "")
+    assert "no longer knows this card" in found.reason
+
+
+def test_a_capability_in_no_table_is_unknown() -> None:
+    for capability in ("2.1", "13.0", "99.9"):
+        odd = from_json({**MACHINES["workstation"], "gpus": [gpu("NVIDIA Odd", capability)]}, "odd")
+        assert judge(CUDA, odd).verdict == UNKNOWN
+
+
+def test_a_gpu_on_another_platform_is_told_what_runs_on_it() -> None:
+    grace = Host("linux", "aarch64", libc="glibc 2.39", driver="580.95.05", gpus=(Gpu("GH200", "9.0"),))
+    found = judge(CUDA, grace, TARGETS)
+    assert found.verdict == NO_INSTALL
+    assert f"on its GPU torch {CUDA.torch}+" in found.fix and "use target `cpu`" in found.fix
+    nano = Host("linux", "aarch64", gpus=(Gpu("Jetson Nano", "5.3"),))
+    assert "vendor builds" in judge(CUDA, nano, TARGETS).fix
+
+
 def test_wsl2_is_measured_by_the_windows_driver() -> None:
     windows = matrix.driver_floor(LEGACY.variant, os="windows")
     assert windows

@@ -62,6 +62,9 @@ def test_every_card_of_the_tables_is_a_machine_by_its_name_alone(gpu: matrix.Gpu
             found = parse(name)
             assert found.host.gpus == (Gpu(card, gpu.capability),), name
             assert found.host.platform in ("linux_x86_64", "linux_aarch64")
+            if gpu.driver_last == "JetPack":
+                assert found.assumed == () and found.host.driver is None and found.host.libc is None
+                continue
             assert any(word.startswith("driver ") for word in found.assumed)
             if gpu.driver_last and gpu.driver_last.startswith("R"):
                 assert found.host.driver == gpu.driver_last[1:], "never a driver that no longer knows the card"

@@ -161,6 +161,20 @@ def test_a_raspberry_pi_4_has_no_atomics(root: Path) -> None:
     assert read_host(root=root, uname=LINUX).lse is None
 
 
+def test_an_nvidia_smi_that_never_stops_talking_is_stopped(root: Path, program: Program) -> None:
+    program("nvidia-smi", "while :; do echo garbage garbage garbage garbage garbage garbage; done")
+    host = read_host(root=root, uname=LINUX)
+    assert host.gpu_error == "nvidia-smi says far too much"
+
+
+def test_a_recording_nested_without_end_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "deep.json"
+    file.write_text("[" * 100_000)
+    monkeypatch.setenv(RECORDED, str(file))
+    with pytest.raises(UsageError, match="cannot be read as JSON"):
+        read_host()
+
+
 def test_what_hides_gpus_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert read_host(root=root, uname=LINUX).visible_devices is None

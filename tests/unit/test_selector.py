@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from labrig import compat, matrix, selector, spec
-from labrig.errors import UsageError
+from labrig.errors import HostError, UsageError
 from labrig.selector import select
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +98,26 @@ def test_a_machine_gets_what_it_runs_best() -> None:
     assert (old.torch, old.compute) == ("2.7.1", "cu118"), "driver R470 is enough for cu118 alone"
     none = select(TABLE, machine="linux x86_64 driver=450.80.02 gpu=12.0")
     assert none.compute == "cpu"
+
+
+def test_what_cannot_be_installed_is_no_command() -> None:
+    for words in ("linux libc=musl", "linux glibc=2.17"):
+        with pytest.raises(HostError) as error:
+            select(TABLE, machine=words)
+        assert error.value.code == 3 and error.value.fix
+
+
+def test_a_gpu_that_the_command_leaves_unused_is_said_with_the_fix() -> None:
+    for words, says in (("linux driver=595 gpu=6.1", "R580"), ("linux driver=none gpu=8.6", "install NVIDIA driver")):
+        found = select(TABLE, machine=words)
+        assert found.compute == "cpu"
+        told = "\n".join(selector.explain(found))
+        assert "its GPU is not used" in told and says in told
+
+
+def test_the_machines_own_python_is_taken_if_it_will_do() -> None:
+    assert select(TABLE, machine="linux python=3.12 gpu=8.6").python == "3.12"
+    assert any("py -3." in line for line in selector.explain(select(TABLE, system="windows")))
 
 
 def test_what_was_named_is_taken_and_judged() -> None:
