@@ -451,7 +451,7 @@ def _no_driver(build: Build, host: Host, floor: str, others: Sequence[Build]) ->
             return _Outcome(
                 UNKNOWN, f"{name}: its driver comes with JetPack, which the tables do not have", known.advice
             )
-        fix = _cuda_fix(build, gpu, replace(host, driver=None), others)
+        fix = _cuda_fix(build, gpu, host, others)
         return _Outcome(CPU_ONLY, f"{name}: no NVIDIA driver", fix, "no driver", known.sources if known else ())
     if host.gpu_error and host.wsl:  # no kernel file tells the driver here, so nothing is known
         return _Outcome(UNKNOWN, f"the driver is not known: {host.gpu_error}", repair(host), "driver does not answer")
@@ -589,15 +589,15 @@ def _cuda_fix(build: Build, gpu: Gpu, host: Host, others: Sequence[Build]) -> st
         goal = _newest(fitting)
         return f"install NVIDIA driver {needs[goal.name]} or newer{where}{limit}, then use {goal.words}"
     on_cpu = _best_running([other for other in others if other.device == "cpu"], host)
-    slow = f"; use {on_cpu.words} on the CPU" if on_cpu else ""
+    slow = f"use {on_cpu.words} on the CPU" if on_cpu else ""
     if any_ := nearest(build, host, gpu):
         row = f'add a row to images/targets.toml with torch = "{any_.torch}", variant = "{any_.variant}"'
         row = row if build.target else f"install torch {any_.name}"
         need = _need(any_, gpu, host) or ""
         driver = "this driver" if matrix.at_least(host.driver or "0", need) else f"driver {need} or newer{where}{limit}"
-        return f"{row}, which runs on this card with {driver}{slow and slow.replace('; use', '; or use')}"
+        return f"{row}, which runs on this card with {driver}{slow and f'; or {slow}'}"
     advice = f"no build is known to have code for this card{f' ({known.advice})' if known else ''}"
-    return f"{advice}{slow}"
+    return f"{advice}{slow and f'; {slow}'}"
 
 
 def nearest(build: Build, host: Host, gpu: Gpu) -> Build | None:

@@ -42,13 +42,8 @@ def ask() -> Engine:
             version = str(client.version()["Version"])
             try:
                 return Engine(version, "", _hands_out_gpus(client.info()))
-            except (
-                DockerException,
-                OSError,
-                ValueError,
-                KeyError,
-            ):  # an engine behind a proxy that lets no more than the version through
-                return Engine(version)
+            except (DockerException, OSError, ValueError, KeyError):
+                return Engine(version)  # it stands behind a proxy that lets no more than the version through
     except (DockerException, OSError, KeyError, TypeError, ValueError) as error:
         return Engine(None, _why_not(error))
 

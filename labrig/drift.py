@@ -139,13 +139,13 @@ def read_index(table: Table, overrides: Sequence[str] = (), *, check: bool = Tru
         metadata = {link.filename: text for link in wanted if (text := _metadata(client, link))}
         variants: dict[str, tuple[File, ...]] = {}
         why = ""
-        named = next((name for name, url in sources.named.items() if url and re.search(r"/(cpu|cu\d+)/?$", url)), None)
-        root = re.sub(r"/(cpu|cu\d+)/?$", "", str(sources.named[named])) if named else ""
+        roots = ((name, indexes.build_root(url)) for name, url in sources.named.items() if url)
+        named, root = next(((name, root) for name, root in roots if root), ("", ""))
         if not root:
             why = "it is switched off, or no index of images/targets.toml has an address that ends in a build (/cpu)"
         for variant in _live_variants() if root else ():
             try:
-                found = _links(pages, Place("index", f"{root}/{variant}", named or ""), "torch")
+                found = _links(pages, Place("index", f"{root}/{variant}", named), "torch")
             except FetchError as error:
                 if isinstance(error.__cause__, LinkCollectError) and any(variants.values()):
                     found = []  # object stores answer 403 for a folder that is not there; the others are

@@ -172,6 +172,12 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}{': ' if text else ''}{text}"
 
 
+def build_root(address: str) -> str | None:
+    """Where a PyTorch index keeps its builds, from the address of one: "./whl" of "./whl/cpu"; else None."""
+    root, _, build = address.rstrip("/").rpartition("/")
+    return root if re.fullmatch(r"cpu|cu\d+", build) else None
+
+
 def default_index() -> str:
     """The index that is used when nobody names one: unearth's, which is pip's."""
     from unearth import PackageFinder

@@ -668,14 +668,14 @@ def cite(table: str, *key: str) -> tuple[str, ...]:
 
 _CITED: Mapping[str, Callable[[], Mapping[Any, Any]]] = MappingProxyType(
     {
-        "releases": lambda: _releases(),
-        "wheels": lambda: _wheels(),
-        "cuda_variants": lambda: _variants(),
-        "gpu_arch": lambda: _archs(),
-        "drivers": lambda: _drivers(),
-        "gpus": lambda: _gpus(),
-        "python": lambda: _pythons(),
-        "defects": lambda: _defects(),
+        "releases": _releases,
+        "wheels": _wheels,
+        "cuda_variants": _variants,
+        "gpu_arch": _archs,
+        "drivers": _drivers,
+        "gpus": _gpus,
+        "python": _pythons,
+        "defects": _defects,
     }
 )
 

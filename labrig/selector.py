@@ -6,7 +6,6 @@ of them have wheels for, drivers and capabilities. What the tables do not know i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
@@ -16,6 +15,7 @@ from labrig.compat import Build, Finding
 from labrig.description import parse as describe
 from labrig.errors import HostError, UsageError
 from labrig.host import Host, read_host
+from labrig.indexes import build_root
 from labrig.spec import MPS, Table
 
 SYSTEMS = {
@@ -81,7 +81,7 @@ def select(
         what = f"torch {torch}" if torch else "torch"
         _fail(f"the tables have no {what} for {system} by {package}", _releases(platform, package), "--torch")
     if compute == AUTO:
-        build = _auto(builds, host, platform)
+        build = _auto(builds, host)
     else:
         fitting = [build for build in builds if build.variant == compute]
         if not fitting:
@@ -91,8 +91,9 @@ def select(
     if finding and finding.verdict == compat.NO_INSTALL:
         raise HostError(f"torch {build.name} cannot be installed there", found=finding.reason, fix=finding.fix)
     found = _selection(table, build, system, package, finding, host.python if host else "")
-    if compute == AUTO and host and host.gpus and build.device == "cpu":
-        unused = compat.judge(next(each for each in builds if each.device == "cuda"), host, builds)
+    for_gpu = next((each for each in builds if each.device == "cuda"), None)
+    if compute == AUTO and host and host.gpus and build.device == "cpu" and for_gpu:
+        unused = compat.judge(for_gpu, host, builds)
         found = replace(found, notes=(*found.notes, f"its GPU is not used: {unused.reason}", f"fix: {unused.fix}"))
     return found
 
@@ -146,7 +147,7 @@ def _computes(builds: Sequence[Build]) -> list[str]:
     return list(dict.fromkeys(build.variant for build in builds))
 
 
-def _auto(builds: Sequence[Build], host: Host | None, platform: str) -> Build:
+def _auto(builds: Sequence[Build], host: Host | None) -> Build:
     """For a machine the newest release that runs there, on its GPU if it has one; else what a plain install gives."""
     if host is None:
         return builds[0]
@@ -187,9 +188,7 @@ def _selection(
         notes.append("the tag follows the published pattern; nobody looked it up")
     if package == "docker" and build.device == "cuda":
         notes.append("--gpus needs the NVIDIA Container Toolkit on the host")
-    floor = matrix.driver_floor(build.variant, build.cuda, "windows" if "windows" in platform else "linux")
-    if build.device == "cuda" and system == "wsl2":
-        floor = matrix.driver_floor(build.variant, build.cuda, "windows")
+    floor = matrix.driver_floor(build.variant, build.cuda, "windows" if system in ("windows", "wsl2") else "linux")
     archs = matrix.archs(build.torch, build.variant, platform)
     if package == "conda" and (made := matrix.conda_build(build.torch, build.variant, platform)):
         archs = made.archs or None
@@ -238,8 +237,7 @@ def index_root(table: Table) -> str:
         UsageError: the pin table has none.
     """
     for address in table.indexes.values():
-        root, _, last = address.rstrip("/").rpartition("/")
-        if re.fullmatch(r"cpu|cu\d+", last):
+        if root := build_root(address):
             return root
     raise UsageError(
         f"{table.path.name} names no PyTorch index",

@@ -115,6 +115,11 @@ def test_a_gpu_that_the_command_leaves_unused_is_said_with_the_fix() -> None:
         assert "its GPU is not used" in told and says in told
 
 
+def test_where_no_build_for_a_gpu_is_offered_the_cpus_is_given() -> None:
+    found = select(TABLE, machine="linux aarch64 gpu=9.0", package="docker")
+    assert (found.compute, "--gpus" in found.command) == ("cpu", False)
+
+
 def test_the_machines_own_python_is_taken_if_it_will_do() -> None:
     assert select(TABLE, machine="linux python=3.12 gpu=8.6").python == "3.12"
     assert any("py -3." in line for line in selector.explain(select(TABLE, system="windows")))
