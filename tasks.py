@@ -209,6 +209,12 @@ def fetch(
     help={
         "target": TARGET,
         "engine": "docker, venv or conda; without it the first that the target names",
+        "builder": "layers (wheels become layers as they are) or dockerfile (BuildKit); without it the row's",
+        "base": "another base for the image: oci:FOLDER[:TAG], or HOST/NAME@sha256:DIGEST",
+        "bytecode": "--no-bytecode: leave out compiled modules; containers start slower, the image is smaller",
+        "output": "write the image to this folder as an OCI layout, without an engine",
+        "push": "send the image to HOST/NAME:TAG, without an engine",
+        "platform": "with --output or --push: for another platform than this host's",
         "index": INDEX,
         "offline": OFFLINE,
         "force": FORCE,
@@ -221,15 +227,41 @@ def build(
     c: Context,
     target: str = "",
     engine: str = "",
+    builder: str = "",
+    base: str = "",
+    bytecode: bool = True,
+    output: str = "",
+    push: str = "",
+    platform: str = "",
     index: list[str] | None = None,
     offline: bool = False,
     force: bool = False,
     json: bool = False,
 ) -> None:
     """Make the environment of a target, or find it made; prints its path or reference."""
-    from labrig import environment
+    from labrig import engines, environment
 
-    made = environment.build(ROOT, target or None, engine or None, overrides=index or (), offline=offline, force=force)
+    wish = engines.Wish(builder, base, bytecode)
+    if output or push or platform:
+        found = environment.export(
+            ROOT,
+            target or None,
+            engine or "docker",
+            platform=platform,
+            output=Path(output).absolute() if output else None,
+            push=push,
+            overrides=index or (),
+            offline=offline,
+            wish=wish,
+        )
+        if json:
+            cli.print_json(found.to_json())
+        else:
+            print(*found.places, sep="\n")
+        return
+    made = environment.build(
+        ROOT, target or None, engine or None, overrides=index or (), offline=offline, force=force, wish=wish
+    )
     if json:
         cli.print_json(
             {"target": made.target.name, "engine": made.engine, "reference": made.reference, "lock": made.lock.digest}

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from labrig import daemon, home, program
 from labrig.errors import BuildError, HostError, LockError, UsageError
-from labrig.files import CHUNK, digest, write_atomically
+from labrig.files import CHUNK, EPOCH, digest, write_atomically
 from labrig.progress import megabytes
 from labrig.spec import Suite, Target
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 REPOSITORY = "labrig-base"  # bases of ours in the engine: labrig-base:<suite>-<12 digits of the digest>
 LOCK = "base.lock"  # beside a target's locks
-EPOCH = "1735689600"  # 2025-01-01: no file of a base is younger, whenever it is made (reproducible-builds.org/specs)
 TIMEOUT = 1800  # seconds
 ARCHITECTURES = {"linux_x86_64": "amd64", "linux_aarch64": "arm64"}  # Debian's names
 PACKAGES = "ca-certificates,python3,python3-venv,usr-is-merged"  # the last one instead of usrmerge, which needs perl
@@ -85,16 +84,39 @@ def ensure(client: DockerClient, target: Target, platform: str, images: Path, *,
     suite = _suite(target)
     if target.base == "registry":
         return _from_registry(client, target, images)
+    made = bootstrap(target, platform, fresh=fresh)
+    with _alone(suite, platform):
+        if not _has(client, made.reference):
+            _import(client, tar(made), made.reference)
+    # The committed Dockerfile's own default, for a build by hand.
+    client.images.get(made.reference).tag(REPOSITORY, suite.name)
+    return made
+
+
+def bootstrap(target: Target, platform: str, *, fresh: bool = False) -> Base:
+    """The base that is made here, found or made, without an engine; its root file system is :func:`tar`.
+
+    Raises:
+        HostError: no mmdebstrap.
+        BuildError: mmdebstrap failed, or the suite brings another Python than the row's.
+    """
+    suite = _suite(target)
     with _alone(suite, platform):
         note = None if fresh else _kept(suite, platform)
         note = note or _bootstrap(suite, platform)
-        short = note["digest"].removeprefix("sha256:")[:12]
-        reference = f"{REPOSITORY}:{suite.name}-{short}"
-        if not _has(client, reference):
-            _import(client, _tar(note["digest"]), reference)
-    # The committed Dockerfile's own default, for a build by hand.
-    client.images.get(reference).tag(REPOSITORY, suite.name)
-    return Base(reference, f"{REPOSITORY}:{suite.name}", note["digest"])
+    short = note["digest"].removeprefix("sha256:")[:12]
+    return Base(f"{REPOSITORY}:{suite.name}-{short}", f"{REPOSITORY}:{suite.name}", note["digest"])
+
+
+def require_kept(target: Target, platform: str) -> None:
+    """Raises BuildError where the base is not here yet: making one needs the network."""
+    if not _kept(_suite(target), platform):
+        raise BuildError(f"the base of target {target.name} cannot be had offline", fix="build online, once")
+
+
+def tar(made: Base) -> Path:
+    """The root file system of a base that was made here."""
+    return _tar(made.digest)
 
 
 def former() -> tuple[list[Path], Callable[[str], bool]]:
@@ -182,15 +204,25 @@ def _locked(target: Target, images: Path) -> str:
     return f"{image}@{found}"
 
 
-def _from_registry(client: DockerClient, target: Target, images: Path) -> Base:
-    suite = _suite(target)
+def locked(target: Target, images: Path) -> str:
+    """``image@digest`` of a base from a registry.
+
+    Raises:
+        UsageError: none is locked.
+    """
     reference = _locked(target, images)
     if not reference:
         raise UsageError(
             f"the base of target {target.name} comes from a registry, and no digest of it is locked",
-            found=f"no digest of {suite.image} in images/{target.name}/{LOCK}",
+            found=f"no digest of {_suite(target).image} in images/{target.name}/{LOCK}",
             fix=f"invoke lock --base --target={target.name}, and commit what it writes",
         )
+    return reference
+
+
+def _from_registry(client: DockerClient, target: Target, images: Path) -> Base:
+    suite = _suite(target)
+    reference = locked(target, images)
     if not _has(client, reference):
         print(f"pulling {reference}", file=sys.stderr, flush=True)
         client.images.pull(reference)

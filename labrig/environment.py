@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from labrig import compat, conda, engines, forced, home, lock, spec
 from labrig.compat import Finding
-from labrig.engines import Environment
+from labrig.engines import Environment, Wish
 from labrig.errors import HostError, UsageError
 from labrig.host import Host, read_host
 from labrig.lock import Lock
@@ -19,6 +19,7 @@ from labrig.spec import Table, Target
 
 if TYPE_CHECKING:
     from labrig.indexes import Sources
+    from labrig.oci import Image
     from labrig.wheelhouse import Fetched
 
 
@@ -121,9 +122,9 @@ def usable_engine(root: Path, name: str | None = None) -> tuple[str, str]:
 
 
 def _no_image(target: Target, host: Host) -> str:
-    from labrig import base, image
+    from labrig import base
 
-    return image.lacking() or base.lacking(target, engine_platform("docker", host))
+    return base.lacking(target, engine_platform("docker", host))
 
 
 def pick_best(table: Table, host: Host) -> Target:
@@ -152,35 +153,133 @@ def build(
     overrides: Sequence[str] = (),
     offline: bool = False,
     force: bool = False,
+    wish: Wish = engines.ANY,
 ) -> Environment:
     """Make the environment of a target, or find it made. Raises what :func:`plan`, fetch and the engine raise."""
-    return make(plan(root, name, engine, force=force), overrides=overrides, offline=offline)
+    return make(plan(root, name, engine, force=force), overrides=overrides, offline=offline, wish=wish)
 
 
-def make(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False) -> Environment:
+def make(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False, wish: Wish = engines.ANY) -> Environment:
     """Carry out a plan; wheels are fetched only if the environment is not there yet.
 
     Raises:
-        UsageError: an override that cannot be meant, whether it comes to be needed or not.
+        UsageError: an override that cannot be meant, whether it comes to be needed or not; a wish that only images
+            can have, and another engine.
     """
-    from labrig import indexes
-
-    indexes.name_indexes(todo.table.indexes, overrides, os.environ)
-
-    def fetch_wheels() -> Path:
-        fetch(todo.table, todo.target, todo.lock, overrides=overrides, offline=offline)
-        return home.wheels()
-
+    check_wish(wish, todo.engine)
+    fetch_wheels = _fetcher(todo.table, todo.target, todo.lock, overrides, offline=offline)
     root = todo.table.path.parents[1]
     if todo.forced:
         print(f"forced in spite of: {todo.forced}", file=sys.stderr)
     elif todo.finding.verdict == compat.CPU_ONLY:
         print(f"target {todo.target.name} {todo.finding.verdict} here: {todo.finding.reason}", file=sys.stderr)
-    made = engines.load(todo.engine).build(todo.target, todo.lock, fetch_wheels, root=root, offline=offline)
+    made = engines.load(todo.engine).build(todo.target, todo.lock, fetch_wheels, root=root, offline=offline, wish=wish)
     if todo.forced:
         made = replace(made, forced=todo.forced)
         forced.note(made, todo.forced)
     return made
+
+
+def check_wish(wish: Wish, engine: str) -> None:
+    """Raises UsageError for a builder that there is not, or a wish that the engine cannot be asked."""
+    if wish.builder not in ("", *spec.BUILDERS):
+        raise UsageError(f"no builder {wish.builder!r}", found=f"builders: {', '.join(spec.BUILDERS)}")
+    if wish != engines.ANY and engine != "docker":
+        raise UsageError(
+            f"the engine {engine} makes no images", found="--builder, --base or --no-bytecode", fix="--engine=docker"
+        )
+
+
+def _fetcher(table: Table, target: Target, locked: Lock, overrides: Sequence[str], *, offline: bool) -> engines.Fetch:
+    """What brings the wheels of a lock; an override that cannot be meant is refused now, needed or not."""
+    from labrig import indexes
+
+    indexes.name_indexes(table.indexes, overrides, os.environ)
+
+    def fetch_wheels() -> Path:
+        fetch(table, target, locked, overrides=overrides, offline=offline)
+        return home.wheels()
+
+    return fetch_wheels
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An image that was made without an engine, and where it went: ``oci:FOLDER:TAG@DIGEST``, ``HOST/NAME@DIGEST``."""
+
+    target: Target
+    lock: Lock
+    image: Image
+    places: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """What a program would read of it."""
+        return {
+            "target": self.target.name,
+            "platform": self.lock.platform,
+            "lock": self.lock.digest,
+            "digest": self.image.digest,
+            "references": list(self.places),
+            "layers": [
+                {"title": one.title, "digest": one.digest, "diff_id": one.diff_id, "size": one.size}
+                for one in self.image.layers
+            ],
+        }
+
+
+def export(
+    root: Path,
+    name: str | None,
+    engine: str = "docker",
+    *,
+    platform: str = "",
+    output: Path | None = None,
+    push: str = "",
+    overrides: Sequence[str] = (),
+    offline: bool = False,
+    wish: Wish = engines.ANY,
+) -> Exported:
+    """Make the image of a target, for this machine or any other, without an engine, and write it to an OCI layout,
+    send it to a registry, or both.
+
+    Raises:
+        UsageError: a name, a platform, a place or a wish that cannot be meant.
+        LockError, FetchError, HostError, BuildError: it cannot be made.
+        DistributeError: the registry cannot be reached, or refuses.
+    """
+    from labrig import assembly, oci, registry
+
+    table = spec.read(root / "images" / spec.TABLE)
+    host = read_host()
+    target = table.pick(name) if name else pick_best(table, host)
+    platform = platform or engine_platform("docker", host)
+    check_wish(wish, engine)
+    if engine != "docker" or not (output or push):
+        raise UsageError(
+            "--output, --push and --platform are for images", found=f"--engine={engine}",
+            fix="--engine=docker, and with --platform one of the two others",
+        )  # fmt: skip
+    if (wish.builder or target.builder) != "layers":
+        raise UsageError("only the builder layers makes an image without an engine", fix="--builder=layers")
+    if "docker" not in target.engines or platform not in target.platforms:
+        raise UsageError(
+            f"target {target.name} has no image for {platform}",
+            found=f"platforms: {', '.join(target.platforms)}; engines: {', '.join(target.engines)}",
+        )
+    if push:
+        registry.require_tag(push)
+    locked = lock.load(target, platform, root / "images")
+    fetch_wheels = _fetcher(table, target, locked, overrides, offline=offline)
+    recipe = assembly.plan(target, locked, root, wish, offline=offline)
+    made = assembly.build(recipe, fetch_wheels, with_sbom=True)
+    places = []
+    if output:
+        tag = f"{target.name}-{target.torch}"
+        named = oci.write_layout(made, output, tag)
+        places.append(f"oci:{output}:{tag}@{named.digest}")
+    if push:
+        places.append(registry.push(made, push))
+    return Exported(target, locked, made, tuple(places))
 
 
 def make_base(root: Path, name: str | None = None, *, fresh: bool = False) -> str:

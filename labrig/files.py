@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 CHUNK = 1 << 20  # bytes read at once
+EPOCH = "1735689600"  # 2025-01-01: the one time of what goes into images (reproducible-builds.org/specs)
 
 
 def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:

@@ -40,6 +40,11 @@ def contexts() -> Path:
     return root() / "contexts"
 
 
+def layers() -> Path:
+    """Layers of images, and what is known of each by what it was made from."""
+    return root() / "layers"
+
+
 def uv_cache() -> Path:
     """uv's own cache, beside the environments so that it can hard-link into them."""
     return root() / "uv"

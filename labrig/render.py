@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import base, compat, conda, image, interpreters, lock, matrix, support
+from labrig import base, compat, conda, files, image, interpreters, lock, matrix, support
 from labrig.errors import LockError, PendingError
 from labrig.files import write_atomically
 from labrig.lock import Lock
@@ -83,7 +83,7 @@ def render_dockerfile(target: Target, locked: Lock, templates: Path, images: Pat
             platform=locked.platform,
             name=image.name(target),
             base=base.default(target, images),
-            epoch=base.EPOCH,
+            epoch=files.EPOCH,
             labels=image.labels(target, locked),
         )
     )

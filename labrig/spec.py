@@ -24,6 +24,7 @@ MINOR = re.compile(r"3\.\d+")
 ADDRESS = re.compile(r"(https?|file)://[A-Za-z0-9._~:/?#\[\]@!&()*+,;=%-]+")
 ENGINES = ("docker", "venv", "conda")
 BASES = ("bootstrap", "registry")
+BUILDERS = ("layers", "dockerfile")
 # A reference without tag or digest mistaken for one another: [HOST[:PORT]/]PATH[:TAG] (distribution/reference).
 IMAGE = re.compile(r"[a-z0-9][a-z0-9.-]*(:\d+)?(/[a-z0-9][a-z0-9._-]*)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?")
 # A target's name becomes a part of its image's (distribution/reference: path-component).
@@ -70,6 +71,7 @@ class Target:
     unlocked: Mapping[str, str]  # platform -> why no lock can be made for it
     why: str
     base: str  # where the image under the wheels comes from: "bootstrap" or "registry"
+    builder: str  # what makes its image: "layers" or "dockerfile"
     suite: Suite | None  # the Debian release whose Python is the row's; None: no image can be made
     conda: Conda | None  # None: the engine conda is not among the row's
     # derived from labrig/data
@@ -135,7 +137,7 @@ def read(path: Path) -> Table:
 def parse(data: Mapping[str, Any], path: Path) -> Table:
     """Validate an already parsed table; see :func:`read`."""
     top = _Row(path.name, "the top level", data, {"conda", "defaults", "indexes", "suites", "targets"})
-    defaults = _Row(path.name, "[defaults]", top.table("defaults"), {"packages", "engines", "base"})
+    defaults = _Row(path.name, "[defaults]", top.table("defaults"), {"packages", "engines", "base", "builder"})
     indexes_row = _Row(path.name, "[indexes]", top.table("indexes"), None)
     indexes = {name: indexes_row.index_url(name) for name in indexes_row.data}
     suites = [_suite(name, path.name, top) for name in top.table("suites")]
@@ -159,7 +161,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Table:
 _DERIVED = ("cuda", "min_driver", "capabilities", "glibc", "macos")
 _KEYS = frozenset(
     {"torch", "variant", "python", "index", "platforms", "packages", "companions", "engines", "unlocked", "why"}
-    | {"base", "suite"}
+    | {"base", "builder", "suite"}
     | set(_DERIVED)
 )
 
@@ -194,6 +196,9 @@ def _target(
     base = BASES[0]
     if "docker" in engines or "base" in row.data:
         base = (row if "base" in row.data else defaults).word("base", BASES)
+    builder = BUILDERS[0]
+    if "builder" in {**defaults.data, **row.data}:
+        builder = (row if "builder" in row.data else defaults).word("builder", BUILDERS)
     if "docker" in engines:
         _check_image(name, row, python, suite, suites)
     unlocked = row.table("unlocked")
@@ -219,6 +224,7 @@ def _target(
         unlocked=MappingProxyType(dict(unlocked)),
         why=row.text("why"),
         base=base,
+        builder=builder,
         suite=suite,
         conda=_conda(row, conda, torch, variant, python, platforms) if "conda" in engines else None,
         cuda=".".join(cuda.split(".")[:2]) if cuda else None,

@@ -28,6 +28,15 @@ Fetch = Callable[[], Path]  # makes sure every wheel of the lock is in the store
 
 
 @dataclass(frozen=True)
+class Wish:
+    """How an image is to be made, which only the docker engine is asked. ``builder`` and ``base`` replace the row's."""
+
+    builder: str = ""
+    base: str = ""
+    bytecode: bool = True
+
+
+@dataclass(frozen=True)
 class Environment:
     """What an engine made. ``reference`` is how people name it: a folder, or an image by digest.
 
@@ -39,6 +48,9 @@ class Environment:
     reference: str
     lock: Lock
     forced: str = ""
+
+
+ANY = Wish()
 
 
 class Run(Protocol):
@@ -79,7 +91,9 @@ class Engine(Protocol):
     def check(self, target: Target, host: Host) -> str | None:
         """Why this engine cannot make this target on this host, or None."""
 
-    def build(self, target: Target, lock: Lock, fetch: Fetch, *, root: Path, offline: bool = False) -> Environment:
+    def build(
+        self, target: Target, lock: Lock, fetch: Fetch, *, root: Path, offline: bool = False, wish: Wish = ANY
+    ) -> Environment:
         """Make the environment from a checkout at ``root``, or find it made; ``fetch`` is called only if wheels are
         needed."""
 

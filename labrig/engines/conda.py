@@ -20,7 +20,7 @@ from typing import Any
 from labrig import conda, condatool, home, native, render
 from labrig.conda import CondaLock
 from labrig.condatool import Tool
-from labrig.engines import Environment, Fetch, Purpose, Session
+from labrig.engines import ANY, Environment, Fetch, Purpose, Session, Wish
 from labrig.errors import BuildError
 from labrig.lock import Lock
 from labrig.native import check as check
@@ -37,7 +37,9 @@ SOURCE_TIMEOUT = 60  # seconds
 CUDA = "CONDA_OVERRIDE_CUDA"
 
 
-def build(target: Target, lock: Lock, fetch: Fetch, *, root: Path, offline: bool = False) -> Environment:
+def build(
+    target: Target, lock: Lock, fetch: Fetch, *, root: Path, offline: bool = False, wish: Wish = ANY
+) -> Environment:
     """Make the environment, or find it made; ``lock`` says the versions, and nothing of the wheelhouse is used.
 
     It stands in a folder named by the digest of all that was asked for.

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labrig import base, container, daemon, home, image, render
+from labrig import assembly, base, buildkit, container, daemon, home, image, loading, render
 from labrig.container import Settings
-from labrig.engines import Environment, Fetch, Purpose, Session
+from labrig.engines import ANY, Environment, Fetch, Purpose, Session, Wish
 from labrig.errors import BuildError, HostError, UsageError
 from labrig.files import write_atomically
 from labrig.host import Host, read_host
@@ -41,35 +41,68 @@ def check(target: Target, host: Host) -> str | None:
     return None
 
 
-def build(target: Target, lock: Lock, fetch: Fetch, *, root: Path, offline: bool = False) -> Environment:
+def build(
+    target: Target, lock: Lock, fetch: Fetch, *, root: Path, offline: bool = False, wish: Wish = ANY
+) -> Environment:
     """Build the image of a lock and a checkout's labs, or find it built; its reference holds the digest of both.
 
     Raises:
-        UsageError: the base comes from a registry and is not locked.
-        HostError: no engine, no buildx, no mmdebstrap.
+        UsageError: no such builder, or no such base.
+        HostError: no engine; no mmdebstrap; for the builder dockerfile, no buildx.
         FetchError: from ``fetch``.
         BuildError: a step failed; nothing is tagged.
     """
-    images = root / "images"
     fetch = functools.cache(fetch)
     with daemon.connect() as client:
-        absent = base.absent(client, target, lock.platform, images)
+        builder = wish.builder or target.builder
+        absent = ""
+        if builder == "dockerfile" or (target.base == "bootstrap" and not wish.base):
+            absent = base.absent(client, target, lock.platform, root / "images")
         if absent and offline:
             raise BuildError(
                 f"the base of target {target.name} cannot be had offline", found=absent, fix="build online"
             )
         if absent and not base.lacking(target, lock.platform):
             fetch()  # before half a minute is spent on a base: a torch that cannot be had is known within seconds
-        under = base.ensure(client, target, lock.platform, images)
-        recipe = image.Recipe(
-            target,
-            lock,
-            under,
-            render.render_dockerfile(target, lock, root / "templates", images),
-            render.render_requirements(target, lock, root / "templates"),
-            image.read_labs(root / "labs"),
+        if builder == "dockerfile":
+            reference = _by_dockerfile(client, target, lock, fetch, root, wish)
+        else:
+            reference = _by_layers(client, target, lock, fetch, root, wish, offline=offline)
+        return Environment(target, "docker", reference, lock)
+
+
+def _by_dockerfile(client: DockerClient, target: Target, lock: Lock, fetch: Fetch, root: Path, wish: Wish) -> str:
+    if wish.base or not wish.bytecode:
+        raise UsageError(
+            "the builder dockerfile takes the base and the steps of images/NAME/Dockerfile",
+            fix="--builder=layers, or docker buildx build --build-arg BASE=IMAGE with that file",
         )
-        return Environment(target, "docker", image.build(client, recipe, root, fetch), lock)
+    images = root / "images"
+    recipe = buildkit.Recipe(
+        target,
+        lock,
+        base.ensure(client, target, lock.platform, images),
+        render.render_dockerfile(target, lock, root / "templates", images),
+        render.render_requirements(target, lock, root / "templates"),
+        image.read_labs(root / "labs"),
+    )
+    return buildkit.build(client, recipe, root, fetch)
+
+
+def _by_layers(
+    client: DockerClient, target: Target, lock: Lock, fetch: Fetch, root: Path, wish: Wish, *, offline: bool
+) -> str:
+    recipe = assembly.plan(target, lock, root, wish, offline=offline)
+    found = image.find(client, recipe.reference)
+    if found is None:
+        with image.alone(target):
+            if not image.find(client, recipe.reference):  # by the build that this one waited for
+                loading.load(client, assembly.build(recipe, fetch), recipe.reference)
+        found = image.find(client, recipe.reference)
+    if found is None:
+        raise BuildError(f"the engine took {recipe.reference}, and has it not", fix="look at its log, run it again")
+    found.tag(image.name(target), "latest")
+    return recipe.reference
 
 
 @contextlib.contextmanager

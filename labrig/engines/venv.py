@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from labrig import home, interpreters, native
-from labrig.engines import PROBE, Environment, Fetch, Purpose, Session
+from labrig.engines import ANY, PROBE, Environment, Fetch, Purpose, Session, Wish
 from labrig.errors import BuildError
 from labrig.lock import Lock
 from labrig.native import check as check
@@ -23,7 +23,9 @@ INSTALL_TIMEOUT = 1800  # seconds
 UNPACKED = 4  # an environment takes about so many times the bytes of its wheels
 
 
-def build(target: Target, lock: Lock, fetch: Fetch, *, root: Path | None = None, offline: bool = False) -> Environment:
+def build(
+    target: Target, lock: Lock, fetch: Fetch, *, root: Path | None = None, offline: bool = False, wish: Wish = ANY
+) -> Environment:
     """Make the environment of a lock, or find it made; nothing of a checkout goes into it.
 
     It stands in a folder named by the lock's digest.

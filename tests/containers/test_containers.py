@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from labrig import base, checks, container, daemon, environment, home, image, spec, verify, wheelhouse
+from labrig import base, buildkit, checks, container, daemon, environment, home, image, spec, verify, wheelhouse
 from labrig.engines import Environment, docker
 from labrig.errors import BuildError, HostError
 from labrig.host import Gpu, read_host
@@ -150,7 +150,7 @@ def test_a_name_that_the_engine_refuses_is_exit_4_with_its_reason(made: Environm
     bad = dataclasses.replace(made.target, name="two__-names")
     with pytest.raises(BuildError, match="refused: invalid reference format") as caught, daemon.connect() as client:
         under = base.ensure(client, made.target, made.lock.platform, ROOT / "images")
-        image.build(client, image.Recipe(bad, made.lock, under, "FROM scratch\n", "", {}), ROOT, home.wheels)
+        buildkit.build(client, buildkit.Recipe(bad, made.lock, under, "FROM scratch\n", "", {}), ROOT, home.wheels)
     assert caught.value.code == 4
 
 
@@ -159,7 +159,7 @@ def test_a_label_that_the_engine_refuses_is_exit_4_with_its_reason(made: Environ
     with pytest.raises(BuildError, match="nothing was tagged") as caught, daemon.connect() as client:
         under = base.ensure(client, made.target, made.lock.platform, ROOT / "images")
         text = "ARG BASE\nFROM ${BASE}\nLABEL lonely\n"
-        image.build(client, image.Recipe(made.target, made.lock, under, text, "", {}), ROOT, home.wheels)
+        buildkit.build(client, buildkit.Recipe(made.target, made.lock, under, text, "", {}), ROOT, home.wheels)
     assert caught.value.code == 4
     assert "LABEL" in caught.value.found
 

@@ -19,7 +19,7 @@ from docker.errors import ImageNotFound
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labrig import base, daemon, home, relock
+from labrig import base, daemon, files, home, relock
 from labrig.errors import BuildError, HostError, LockError, UsageError
 from labrig.spec import Suite
 
@@ -202,7 +202,7 @@ def test_a_base_is_made_once_kept_by_its_digest_and_imported(
         f"{sha256}.tar", f"stable-{PLATFORM}.json",
     }  # fmt: skip
     epoch, *arguments = (tmp_path / "got").read_text().splitlines()
-    assert epoch == base.EPOCH
+    assert epoch == files.EPOCH
     assert {"--variant=minbase", "--architectures=amd64", f"--include={base.PACKAGES}"} < set(arguments)
     assert arguments[-2] == "stable"
     said = capsys.readouterr()

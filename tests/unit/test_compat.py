@@ -49,6 +49,7 @@ def target(name: str, torch: str, variant: str, platforms: tuple[str, ...] = ("l
         unlocked={},
         why="a test",
         base="bootstrap",
+        builder="layers",
         suite=None,
         conda=None,
         cuda=build.cuda and ".".join(build.cuda.split(".")[:2]),

@@ -19,7 +19,7 @@ import pytest
 from docker.errors import APIError, DockerException
 from requests.exceptions import ConnectionError, ReadTimeout
 
-from labrig import base, daemon, environment, image
+from labrig import base, daemon, environment
 from labrig.errors import BuildError, HostError
 from labrig.host import Host
 
@@ -208,7 +208,6 @@ def test_without_docker_host_the_current_context_names_it(
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with the real table, on a Linux machine whose engine answers and can make images."""
     monkeypatch.setattr(environment, "read_host", lambda: replace(LINUX, docker="26.1.5", docker_error=""))
-    monkeypatch.setattr(image, "lacking", str)
     monkeypatch.setattr(base, "lacking", lambda *_: "")
     shutil.copytree(ROOT / "images", tmp_path / "images")
     return tmp_path
@@ -224,11 +223,8 @@ def test_docker_is_passed_over_where_no_engine_answers(root: Path, monkeypatch: 
     assert environment.usable_engine(root)[0] == "venv"
 
 
-@pytest.mark.parametrize("module", [image, base])
-def test_docker_is_passed_over_where_no_image_can_be_made(
-    root: Path, monkeypatch: pytest.MonkeyPatch, module: object
-) -> None:
-    monkeypatch.setattr(module, "lacking", lambda *_: "a tool is missing")
+def test_docker_is_passed_over_where_no_image_can_be_made(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "lacking", lambda *_: "a tool is missing")
     assert environment.usable_engine(root, "cpu") == ("venv", "docker cannot be used here: a tool is missing")
 
 

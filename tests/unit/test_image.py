@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import samples
 
-from labrig import home, image
+from labrig import buildkit, home, image
 from labrig.base import Base
-from labrig.image import Recipe
+from labrig.buildkit import Recipe
 
 BASE = Base("labrig-base:stable-0123456789ab", "labrig-base:stable", f"sha256:{'ab' * 32}")
 BUILT = """\
@@ -93,7 +93,7 @@ def recipe(root: Path) -> Recipe:
 
 
 def test_a_build_is_a_line_a_step_as_it_ends_and_everything_said_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    assert image.show(io.StringIO(BUILT)) == BUILT.splitlines()
+    assert buildkit.show(io.StringIO(BUILT)) == BUILT.splitlines()
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
@@ -107,14 +107,14 @@ def test_a_build_is_a_line_a_step_as_it_ends_and_everything_said_is_kept(capsys:
 
 
 def test_a_step_that_failed_is_not_said_to_be_done(capsys: pytest.CaptureFixture[str]) -> None:
-    assert image.show(io.StringIO(FAILED)) == FAILED.splitlines()
+    assert buildkit.show(io.StringIO(FAILED)) == FAILED.splitlines()
     assert capsys.readouterr().err == "  step 1 of 2: FROM labrig-base:stable-0123456789ab: there already\n"
 
 
 def test_a_step_that_takes_long_is_said_again(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image, "BEAT", 0.02)
+    monkeypatch.setattr(buildkit, "BEAT", 0.02)
 
     def slowly() -> Iterator[str]:
         yield "#5 [1/2] RUN --network=none one\n"
@@ -123,7 +123,7 @@ def test_a_step_that_takes_long_is_said_again(
             time.sleep(0.2)
             yield line
 
-    image.show(slowly())  # type: ignore[arg-type]  # lines of a pipe
+    buildkit.show(slowly())  # type: ignore[arg-type]  # lines of a pipe
     said = re.sub(r"\(\d s so far\)", "...", capsys.readouterr().err).splitlines()
     assert list(dict.fromkeys(said)) == [
         "  still step 1 of 2: RUN one ...", "  step 1 of 2: RUN one: 0.2s",
@@ -142,7 +142,7 @@ def test_a_step_that_takes_long_is_said_again(
     ],
 )
 def test_an_instruction_is_shown_without_its_flags_on_one_short_line(instruction: str, short: str) -> None:
-    assert image._short(instruction) == short
+    assert buildkit._short(instruction) == short
 
 
 # --- what goes in -----------------------------------------------------------------------------------------------------
@@ -183,13 +183,13 @@ def test_a_context_holds_what_it_should_for_everyone_to_read_whatever_the_umask(
     old = os.umask(0o077)
     try:
         store = samples.fetching(recipe.lock, root / "wheels")()
-        place = image.stage(recipe, root, store)
+        place = buildkit.stage(recipe, root, store)
         (place / "labs" / "old.py").touch()
         (place / "gone" / "inner").mkdir(parents=True)
         (place / "stray").touch()
         fewer = dataclasses.replace(recipe, lock=dataclasses.replace(recipe.lock, wheels=recipe.lock.wheels[1:]))
         wheels = {file.name for file in (place / "wheels").iterdir()}
-        assert image.stage(fewer, root, store) == place == home.contexts() / "tiny"
+        assert buildkit.stage(fewer, root, store) == place == home.contexts() / "tiny"
     finally:
         os.umask(old)
     kept = recipe.lock.wheels[1].file
@@ -237,12 +237,12 @@ def test_a_revision_is_the_commit_and_whether_files_differ_from_it(
 
 def test_what_is_lacking_is_said_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert image.lacking() == "no docker program on PATH"
+    assert buildkit.lacking() == "no docker program on PATH"
     docker = tmp_path / "docker"
     docker.write_text("#!/bin/sh\necho \"docker: 'buildx' is not a docker command.\" >&2; exit 1\n")
     docker.chmod(0o755)
-    assert image.lacking() == "docker has no buildx (docker: 'buildx' is not a docker command.)"
+    assert buildkit.lacking() == "docker has no buildx (docker: 'buildx' is not a docker command.)"
     docker.write_text('#!/bin/sh\n[ "$*" = "buildx version" ] && echo buildx 0.13.1\n')
-    assert image.lacking() == ""
+    assert buildkit.lacking() == ""
     docker.write_text("#!/no/such/interpreter\n")
-    assert image.lacking().startswith("docker buildx cannot be run: ")
+    assert buildkit.lacking().startswith("docker buildx cannot be run: ")

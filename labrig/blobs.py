@@ -1,0 +1,144 @@
+"""The store of layers: blobs by digest, and what each was made from.
+
+``<store>/blobs/sha256/<digest>`` is laid out as in an OCI image layout, so that a layout on the same disk is a handful
+of hard links. ``<store>/keys/<key>.json`` says which layer came out of which input. Both get there by a rename when
+they are whole, the blob first: a build that is killed, or whose disk is full, leaves at most a temporary file, and two
+builds that make the same layer at once put the same bytes in the same place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from labrig import home
+from labrig.errors import BuildError
+from labrig.files import CHUNK, write_atomically
+from labrig.progress import megabytes
+from labrig.tarball import Writer
+
+GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+ABANDONED = ".making-"  # the prefix of a temporary file's name
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer. ``digest`` is that of the blob, ``diff_id`` that of the tar in it; sizes are in bytes."""
+
+    title: str
+    digest: str
+    diff_id: str
+    size: int
+    plain_size: int
+    media_type: str = GZIP
+
+
+def path(digest: str) -> Path:
+    """Where the blob of that digest lies, or will lie."""
+    return home.layers() / "blobs" / "sha256" / digest.removeprefix("sha256:")
+
+
+def key(*parts: str) -> str:
+    """The key of a layer: SHA-256 over all that decides its bytes."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def find(of: str) -> Layer | None:
+    """The layer of that key, if it is known and its blob has the size that it should have.
+
+    Its digest is not proven again: it was when the blob got its name, and whoever is given the blob (an engine, a
+    registry) proves it.
+    """
+    try:
+        layer = Layer(**json.loads(_note(of).read_text(encoding="utf-8")))
+        return layer if path(layer.digest).stat().st_size == layer.size else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def make(of: str, title: str, write: Callable[[Writer], None]) -> Layer:
+    """The layer of that key, found or made: ``write`` puts all files into a tar, or packs one.
+
+    Raises:
+        BuildError: the disk is full or cannot be written; and what ``write`` raises. Nothing of it is kept.
+    """
+    if found := find(of):
+        return found
+    folder = home.layers() / "blobs" / "sha256"
+    temporary = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=ABANDONED, dir=folder)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb", buffering=CHUNK) as file:
+            writer = Writer(file)
+            write(writer)
+            if not writer.digest:
+                writer.close()
+        layer = Layer(title, writer.digest, writer.diff_id, writer.size, writer.plain_size)
+        temporary.chmod(0o644)
+        temporary.replace(path(layer.digest))
+        write_atomically(_note(of), json.dumps(asdict(layer)) + "\n")
+    except OSError as error:
+        raise unwritable(error, folder) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return layer
+
+
+def link(digest: str, to: Path) -> None:
+    """Put a blob at ``to``: a hard link where that can be, else a copy; whole or not at all."""
+    if to.exists():
+        return
+    temporary = to.with_name(f"{ABANDONED}{os.getpid()}-{to.name}")
+    try:
+        try:
+            os.link(path(digest), temporary)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+                raise
+            shutil.copyfile(path(digest), temporary)
+        temporary.replace(to)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unwritable(error: OSError, folder: Path) -> BuildError:
+    """The error for a store, or a layout, that cannot be written."""
+    free = ""
+    with contextlib.suppress(OSError):
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        free = f"; {megabytes(shutil.disk_usage(there).free)} free"
+    return BuildError(
+        f"layers cannot be written: {error.filename or folder}",
+        found=f"{error.strerror or error}{free}",
+        fix="make room or make it writable, or set LABRIG_CACHE to another folder",
+    )
+
+
+def stale(kept: Iterable[str]) -> list[Path]:
+    """What can go: blobs and notes of no layer that is among the digests ``kept``, and what was never finished."""
+    blobs = {path(digest) for digest in kept}
+    found = [place for place in _entries(home.layers() / "blobs" / "sha256") if place not in blobs]
+    for note in _entries(home.layers() / "keys"):
+        layer = find(note.stem)
+        if layer is None or path(layer.digest) not in blobs:
+            found.append(note)
+    return found
+
+
+def _note(of: str) -> Path:
+    return home.layers() / "keys" / f"{of}.json"
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []

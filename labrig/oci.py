@@ -1,0 +1,347 @@
+"""Images as the OCI image specification has them: config, manifest, index, layout; and the tar that an engine loads.
+
+Formats: github.com/opencontainers/image-spec (config.md, manifest.md, image-index.md, image-layout.md), v1.1. Every
+document is written with sorted keys and no spaces, so that the same image has the same digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labrig import blobs
+from labrig.blobs import GZIP, Layer
+from labrig.errors import BuildError, UsageError
+from labrig.files import CHUNK, EPOCH, write_atomically
+
+CREATED = "2025-01-01T00:00:00Z"  # EPOCH
+CONFIG = "application/vnd.oci.image.config.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+EMPTY = "application/vnd.oci.empty.v1+json"
+CYCLONEDX = "application/vnd.cyclonedx+json"
+TAG = "org.opencontainers.image.ref.name"  # the annotation by which a layout names an image
+LAYOUT = {"imageLayoutVersion": "1.0.0"}
+ARCHITECTURES = {"linux_x86_64": "amd64", "linux_aarch64": "arm64"}
+# A base may come from Docker's own format; its layers are the same bytes by another name.
+DOCKER = {
+    "application/vnd.docker.image.rootfs.diff.tar.gzip": GZIP,
+    "application/vnd.docker.image.rootfs.diff.tar": "application/vnd.oci.image.layer.v1.tar",
+}
+MANIFESTS = (MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
+INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A small blob that is kept in memory."""
+
+    media_type: str
+    content: bytes
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Its digest."""
+        return f"sha256:{hashlib.sha256(self.content).hexdigest()}"
+
+    def descriptor(self, **more: Any) -> dict[str, Any]:
+        """What points to it."""
+        return {"mediaType": self.media_type, "digest": self.digest, "size": len(self.content), **more}
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image for one platform. ``sbom`` is its bill of materials, and ``referrer`` the manifest that ties the two."""
+
+    platform: str
+    layers: tuple[Layer, ...]
+    config: Document
+    manifest: Document
+    sbom: Document | None = None
+    referrer: Document | None = None
+
+    @property
+    def digest(self) -> str:
+        """The digest that names it."""
+        return self.manifest.digest
+
+    @property
+    def documents(self) -> tuple[Document, ...]:
+        """Its blobs besides the layers; what others point to comes first."""
+        found = [self.config, self.manifest]
+        if self.sbom and self.referrer:
+            found += [EMPTY_DOCUMENT, self.sbom, self.referrer]
+        return tuple(found)
+
+    def descriptor(self) -> dict[str, Any]:
+        """What an index says of it."""
+        return self.manifest.descriptor(platform={"architecture": ARCHITECTURES[self.platform], "os": "linux"})
+
+
+def document(media_type: str, content: Any) -> Document:
+    """A JSON document, always the same bytes for the same content."""
+    return Document(media_type, json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+
+
+EMPTY_DOCUMENT = Document(EMPTY, b"{}")
+
+
+def assemble(
+    platform: str,
+    layers: Sequence[Layer],
+    settings: Mapping[str, Any],
+    annotations: Mapping[str, str],
+    sbom: bytes | None = None,
+) -> Image:
+    """The image of these layers, lowest first, with ``settings`` as its config (User, Env, Labels ...)."""
+    config = document(
+        CONFIG,
+        {
+            "architecture": ARCHITECTURES[platform],
+            "config": dict(settings),
+            "created": CREATED,
+            "history": [{"created": CREATED, "created_by": f"labrig: {layer.title}"} for layer in layers],
+            "os": "linux",
+            "rootfs": {"diff_ids": [layer.diff_id for layer in layers], "type": "layers"},
+        },
+    )
+    manifest = document(
+        MANIFEST,
+        {
+            "annotations": dict(annotations),
+            "config": config.descriptor(),
+            "layers": [describe(layer) for layer in layers],
+            "mediaType": MANIFEST,
+            "schemaVersion": 2,
+        },
+    )
+    if sbom is None:
+        return Image(platform, tuple(layers), config, manifest)
+    bill = Document(CYCLONEDX, sbom)
+    referrer = document(
+        MANIFEST,
+        {
+            "annotations": {"org.opencontainers.image.created": CREATED},
+            "artifactType": CYCLONEDX,
+            "config": EMPTY_DOCUMENT.descriptor(),
+            "layers": [bill.descriptor(annotations={"org.opencontainers.image.title": "sbom.cdx.json"})],
+            "mediaType": MANIFEST,
+            "schemaVersion": 2,
+            "subject": manifest.descriptor(),
+        },
+    )
+    return Image(platform, tuple(layers), config, manifest, bill, referrer)
+
+
+def describe(layer: Layer) -> dict[str, Any]:
+    """A layer's descriptor."""
+    return {"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size}
+
+
+def index(images: Iterable[dict[str, Any]]) -> Document:
+    """The index of one image for several platforms, from their descriptors."""
+    ordered = sorted(images, key=lambda one: json.dumps(one["platform"], sort_keys=True))
+    return document(INDEX, {"manifests": ordered, "mediaType": INDEX, "schemaVersion": 2})
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------------
+
+
+def write_layout(image: Image, folder: Path, tag: str) -> Document:
+    """Put an image into a layout under a tag; gives what the tag names: its manifest, or the index of platforms.
+
+    An image that the layout has under this tag for another platform stays, beside it in an index; the one for this
+    platform is replaced, and its blobs go unless something else in the layout needs them. Readers of the layout see the
+    old images or the new: ``index.json`` is replaced last.
+
+    Raises:
+        UsageError: the folder holds something that is no layout.
+        BuildError: it cannot be written.
+    """
+    listed = _read_index(folder)
+    try:
+        store = folder / "blobs" / "sha256"
+        store.mkdir(parents=True, exist_ok=True)
+        others = [one for one in listed if one.get("annotations", {}).get(TAG) != tag]
+        same = [one for one in listed if one.get("annotations", {}).get(TAG) == tag]
+        kept = [
+            one
+            for old in same
+            for one in _images_of(folder, old)
+            if one.get("platform") != image.descriptor()["platform"]
+        ]
+        named: Document = image.manifest
+        for layer in image.layers:
+            blobs.link(layer.digest, store / layer.digest.removeprefix("sha256:"))
+        for one in image.documents:
+            _put(store, one)
+        entry = image.descriptor()
+        if kept:
+            named = index([*kept, image.descriptor()])
+            _put(store, named)
+            entry = named.descriptor()
+        entry["annotations"] = {TAG: tag}
+        images = [one for one in others if not one.get("artifactType")]
+        named_here = {inner["digest"] for one in (*images, entry) for inner in (one, *_images_of(folder, one))}
+        referrers = [one for one in others if one.get("artifactType") and _subject(folder, one) in named_here]
+        if image.referrer:
+            said = image.referrer.descriptor(artifactType=CYCLONEDX)
+            referrers = [one for one in referrers if one["digest"] != said["digest"]] + [said]
+        whole = {"manifests": [*images, entry, *referrers], "mediaType": INDEX, "schemaVersion": 2}
+        write_atomically(folder / "oci-layout", json.dumps(LAYOUT) + "\n")
+        write_atomically(folder / "index.json", json.dumps(whole, indent=2, sort_keys=True) + "\n")
+        _sweep(folder, whole)
+    except OSError as error:
+        raise blobs.unwritable(error, folder) from error
+    return named
+
+
+def _put(store: Path, one: Document) -> None:
+    place = store / one.digest.removeprefix("sha256:")
+    if not place.exists():
+        write_atomically(place, one.content.decode())
+
+
+def _read_index(folder: Path) -> list[dict[str, Any]]:
+    """The entries of a layout's index; none where there is no layout yet.
+
+    Raises:
+        UsageError: there is something else.
+    """
+    if not folder.exists():
+        return []
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder", fix="name a new folder, or an OCI layout")
+    if not (folder / "index.json").exists():
+        strange = [place.name for place in folder.iterdir() if place.name not in ("blobs", "oci-layout")]
+        if strange:
+            raise UsageError(
+                f"{folder} is no OCI layout", found=", ".join(sorted(strange)[:5]), fix="name a new folder"
+            )
+        return []
+    try:
+        listed = json.loads((folder / "index.json").read_text(encoding="utf-8"))["manifests"]
+        return [dict(one) for one in listed]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{folder}/index.json cannot be read", found=f"{type(error).__name__}: {error}", fix="name a new folder"
+        ) from None
+
+
+def find_image(folder: Path, tag: str) -> dict[str, Any]:
+    """The entry of a layout's image: that of a tag, or the only one.
+
+    Raises:
+        UsageError: there is no layout, no such image, or more than one and no tag.
+    """
+    listed = [one for one in _read_index(folder) if not one.get("artifactType")]
+    named = [one for one in listed if not tag or one.get("annotations", {}).get(TAG) == tag]
+    if len(named) != 1:
+        tags = ", ".join(str(one.get("annotations", {}).get(TAG, one["digest"])) for one in listed)
+        raise UsageError(
+            f"{folder} has {'no such image' if tag else 'not one image'}", found=tags or "none",
+            fix="name one: oci:FOLDER:TAG",
+        )  # fmt: skip
+    return named[0]
+
+
+def read_blob(folder: Path, descriptor: Mapping[str, Any]) -> bytes:
+    """A small blob of a layout, proven.
+
+    Raises:
+        BuildError: it is not there, or another one.
+    """
+    digest = str(descriptor["digest"])
+    try:
+        content = (folder / "blobs" / "sha256" / digest.removeprefix("sha256:")).read_bytes()
+    except OSError as error:
+        raise BuildError(f"{folder} lacks a blob that it names", found=f"{digest}: {error.strerror}") from None
+    if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
+        raise BuildError(f"{folder} holds a blob that is not what its name says", found=digest)
+    return content
+
+
+def _images_of(folder: Path, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The descriptors of the images for single platforms that an entry stands for."""
+    if entry.get("mediaType") not in INDEXES:
+        return [{key: value for key, value in entry.items() if key != "annotations"}]
+    return [dict(one) for one in json.loads(read_blob(folder, entry))["manifests"]]
+
+
+def _subject(folder: Path, entry: Mapping[str, Any]) -> str:
+    return str(json.loads(read_blob(folder, entry)).get("subject", {}).get("digest", ""))
+
+
+def _sweep(folder: Path, whole: Mapping[str, Any]) -> None:
+    """Remove the blobs that nothing in the layout names any more."""
+    named: set[str] = set()
+    todo = list(whole["manifests"])
+    while todo:
+        one = todo.pop()
+        named.add(one["digest"])
+        if one.get("mediaType") in (*MANIFESTS, *INDEXES):
+            inner = json.loads(read_blob(folder, one))
+            todo += [
+                *inner.get("manifests", []),
+                *inner.get("layers", []),
+                *([inner["config"]] if "config" in inner else []),
+            ]
+    for place in (folder / "blobs" / "sha256").iterdir():
+        if f"sha256:{place.name}" not in named and re.fullmatch(r"[0-9a-f]{64}", place.name):
+            place.unlink()
+
+
+# --- what an engine loads ---------------------------------------------------------------------------------------------
+
+
+def archive(image: Image, references: Sequence[str], *, without: int = 0) -> Iterator[bytes]:
+    """The tar that `docker load` reads, piece by piece: an OCI layout that has Docker's older manifest.json as well.
+
+    ``without`` is how many of the lowest layers are left out, which only an engine that has them may be given.
+    """
+    entries = [{**image.descriptor(), "annotations": {"io.containerd.image.name": one, TAG: one.rpartition(":")[2]}}
+               for one in references]  # fmt: skip
+    docker = [
+        {
+            "Config": _inner(image.config.digest),
+            "RepoTags": list(references),
+            "Layers": [_inner(layer.digest) for layer in image.layers],
+        }
+    ]
+    texts = {
+        "oci-layout": json.dumps(LAYOUT).encode(),
+        "index.json": json.dumps({"manifests": entries, "mediaType": INDEX, "schemaVersion": 2}).encode(),
+        "manifest.json": json.dumps(docker).encode(),
+        _inner(image.config.digest): image.config.content,
+        _inner(image.manifest.digest): image.manifest.content,
+    }
+    for name, content in texts.items():
+        yield _header(name, len(content)) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+    sent: set[str] = set()
+    for layer in image.layers[without:]:
+        if layer.digest in sent:
+            continue
+        sent.add(layer.digest)
+        yield _header(_inner(layer.digest), layer.size)
+        with blobs.path(layer.digest).open("rb") as file:
+            while piece := file.read(CHUNK):
+                yield piece
+        yield bytes(-layer.size % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _inner(digest: str) -> str:
+    return f"blobs/sha256/{digest.removeprefix('sha256:')}"
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime = size, int(EPOCH)
+    return info.tobuf(tarfile.PAX_FORMAT)
