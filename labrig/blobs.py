@@ -15,9 +15,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from labrig import home
 from labrig.errors import BuildError
@@ -58,14 +59,16 @@ def find(of: str) -> Layer | None:
     registry) proves it.
     """
     try:
-        layer = Layer(**json.loads(_note(of).read_text(encoding="utf-8")))
+        layer = Layer(**json.loads(_note(of).read_text(encoding="utf-8"))["layer"])
         return layer if path(layer.digest).stat().st_size == layer.size else None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
-def make(of: str, title: str, write: Callable[[Writer], None]) -> Layer:
+def make(of: str, title: str, write: Callable[[Writer], None], wheels: Sequence[str] = ()) -> Layer:
     """The layer of that key, found or made: ``write`` puts all files into a tar, or packs one.
+
+    ``wheels`` are the digests of what it is made from; see :func:`stale`.
 
     Raises:
         BuildError: the disk is full or cannot be written; and what ``write`` raises. Nothing of it is kept.
@@ -86,7 +89,7 @@ def make(of: str, title: str, write: Callable[[Writer], None]) -> Layer:
         layer = Layer(title, writer.digest, writer.diff_id, writer.size, writer.plain_size)
         temporary.chmod(0o644)
         temporary.replace(path(layer.digest))
-        write_atomically(_note(of), json.dumps(asdict(layer)) + "\n")
+        _write_note(of, {"title": title, "layer": asdict(layer), "blobs": [layer.digest], "wheels": list(wheels)})
     except OSError as error:
         raise unwritable(error, folder) from error
     finally:
@@ -99,7 +102,7 @@ def link(digest: str, to: Path) -> None:
     """Put a blob at ``to``: a hard link where that can be, else a copy; whole or not at all."""
     if to.exists():
         return
-    temporary = to.with_name(f"{ABANDONED}{os.getpid()}-{to.name}")
+    temporary = to.with_name(f"{ABANDONED}{uuid4().hex}")
     try:
         try:
             os.link(path(digest), temporary)
@@ -125,15 +128,37 @@ def unwritable(error: OSError, folder: Path) -> BuildError:
     )
 
 
-def stale(kept: Iterable[str]) -> list[Path]:
-    """What can go: blobs and notes of no layer that is among the digests ``kept``, and what was never finished."""
-    blobs = {path(digest) for digest in kept}
-    found = [place for place in _entries(home.layers() / "blobs" / "sha256") if place not in blobs]
-    for note in _entries(home.layers() / "keys"):
-        layer = find(note.stem)
-        if layer is None or path(layer.digest) not in blobs:
-            found.append(note)
-    return found
+def remember(title: str, digests: Sequence[str]) -> None:
+    """Note that blobs which were not made here belong together, so that `invoke clean` leaves them."""
+    _write_note(key("remembered", title), {"title": title, "blobs": list(digests), "wheels": []})
+
+
+def stale(wheels: Iterable[str]) -> list[Path]:
+    """What can go: layers and bytecode of a wheel that is not among the digests ``wheels``, of what is not made from
+    wheels all but the newest of a title, and what was never finished."""
+    known = set(wheels)
+    notes = _entries(home.layers() / "keys")
+    newest: dict[str, Path] = {}
+    kept: dict[Path, list[str]] = {}
+    for note in sorted(notes, key=lambda one: one.stat().st_mtime):
+        try:
+            said = json.loads(note.read_text(encoding="utf-8"))
+            title, digests, of = str(said["title"]), list(said["blobs"]), set(said["wheels"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            continue
+        if not of:
+            kept.pop(newest.get(title, note), None)
+            newest[title] = note
+        if of <= known:
+            kept[note] = digests
+    blobs = {digest.removeprefix("sha256:") for digests in kept.values() for digest in digests}
+    found = [one for one in notes if one not in kept]
+    found += [one for one in _entries(home.layers() / "blobs" / "sha256") if one.name not in blobs]
+    return found + [one for one in _entries(home.layers() / "bytecode") if one.name.partition("-")[0] not in known]
+
+
+def _write_note(of: str, said: dict[str, object]) -> None:
+    write_atomically(_note(of), json.dumps(said) + "\n")
 
 
 def _note(of: str) -> Path:

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from labrig import base, daemon, home, image, lock, native, spec
+from labrig import base, blobs, daemon, home, image, lock, native, spec
 from labrig.conda import versions
 from labrig.engines import conda, venv
 from labrig.errors import BuildError, HostError, LockError
@@ -45,7 +45,7 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
     ]
     shared = [place for place in (home.links(), home.uv_cache()) if place.is_dir()]
     if everything:
-        ours = (home.environments(), home.wheels(), home.contexts(), home.bases())
+        ours = (home.environments(), home.wheels(), home.contexts(), home.bases(), home.layers())
         places = [*shared, *(place for place in ours if place.is_dir())]
     elif name:
         table.pick(name)
@@ -57,6 +57,7 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
         places += [file for file in _entries(home.wheels() / "partial") if not _is_locked(file)]
         places += [place for place in home.contexts().glob("[!.]*") if place.name not in table.targets]
         places += base.former()[0]
+        places += blobs.stale(one.sha256 for locked in locks for one in locked.wheels)
     freed = _size(places)
     if not dry_run:
         for place in places:

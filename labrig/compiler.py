@@ -1,8 +1,8 @@
 """Compile the modules of wheels, without installing them: run by an interpreter of the environment's Python.
 
-Standard library only. Reads a file with one JSON object a line: ``wheel`` (an archive), ``out`` (the archive to write),
-``modules`` (entry -> the module's path in the environment). The result holds no times, and is not compared with its
-source at each import (unchecked hashes, PEP 552).
+Standard library only. Reads a file and removes it; each of its lines is a JSON object: ``wheel`` (an archive), ``out``
+(the archive to write), ``modules`` (entry -> the module's path in the environment). The result holds no times, and is
+not compared with its source at each import (unchecked hashes, PEP 552).
 
     python -I -S compiler.py JOBS
 """
@@ -13,6 +13,7 @@ import importlib.util
 import json
 import marshal
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -45,6 +46,12 @@ def compile_wheel(wheel: Path, out: Path, modules: Mapping[str, str]) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines():
-        job = json.loads(line)
-        compile_wheel(Path(job["wheel"]), Path(job["out"]), job["modules"])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is unfinished is removed
+    jobs = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
+    Path(sys.argv[1]).unlink()
+    try:
+        for line in jobs:
+            job = json.loads(line)
+            compile_wheel(Path(job["wheel"]), Path(job["out"]), job["modules"])
+    except OSError as error:
+        sys.exit(f"{error.filename or 'bytecode'}: {error.strerror}")

@@ -13,12 +13,11 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from isal import isal_zlib
 from isal.igzip_lib import IsalError
 
 from labrig import blobs, wheel, wheelhouse
@@ -28,14 +27,13 @@ from labrig.errors import Interrupted
 from labrig.files import CHUNK
 from labrig.lock import Lock, Wheel
 from labrig.progress import Progress
-from labrig.tarball import FOLDER, STORED, Writer, stored
-from labrig.wheel import LOCAL, Entry, File, Places
+from labrig.tarball import FOLDER, Writer
+from labrig.wheel import Entry, File, Places
 
 VERSION = "1"  # of the layout: another one where the same wheels would become other bytes
 LARGE = 4_000_000  # bytes: a wheel of this size has a layer of its own
 SHARED = 8  # layers for all others
 MOST = 64  # layers of large wheels; an engine stacks 127 at most (overlay2), and others come on top
-WHOLE = 16 * CHUNK  # bytes that a file may become to be inflated at once
 LAST = "torch"  # above all other large wheels: an engine without a store of blobs pulls anew what lies above a change
 
 
@@ -58,7 +56,8 @@ def group(wheels: Sequence[Wheel], sizes: Mapping[Wheel, int] | None = None) -> 
     for number in range(SHARED):
         small = sorted((one for one in wheels if size[one] < limit and share(one.name) == number), key=_by_name)
         if small:
-            groups.append(Group(f"{len(small)} small packages, {small[0].name} and others", tuple(small)))
+            more = f" and {len(small) - 1} other small ones" if small[1:] else ""
+            groups.append(Group(f"{small[0].name} {small[0].version}{more}", tuple(small)))
     return groups
 
 
@@ -110,7 +109,7 @@ def _make_all(
             sources = [(wheelhouse.find(each, folder), files, each.size) for each, files in read]
             write_files(writer, sources, crew.check, progress)
 
-        return blobs.make(keys[one], one.title, write), read
+        return blobs.make(keys[one], one.title, write, [each.sha256 for each in one.wheels]), read
 
     largest_first = sorted(todo, key=lambda one: -sum(each.size for each in one.wheels))
     try:
@@ -142,7 +141,10 @@ def write_files(
                 if file.path in done:
                     continue
                 done.add(file.path)
-                write_folders(writer, file.path, folders)
+                if file.path in folders or not write_folders(writer, file.path, folders, done):
+                    raise wheel.refuse(
+                        path, "a file where another wheel has a folder, or a folder for a file", file.path
+                    )
                 mode = 0o755 if file.executable else 0o644
                 if isinstance(file.content, bytes):
                     writer.start(file.path, len(file.content), mode)
@@ -162,92 +164,29 @@ def write_files(
             progress.advance(size)
 
 
-def write_folders(writer: Writer, path: str, folders: set[str]) -> None:
-    """The folders above a path that are not in the tar yet."""
+def write_folders(writer: Writer, path: str, folders: set[str], files: Collection[str] = ()) -> bool:
+    """Put the folders above a path into the tar, unless they are there; False if one is among ``files``."""
     above = path.rpartition("/")[0]
     if above and above not in folders:
-        write_folders(writer, above, folders)
+        if above in files or not write_folders(writer, above, folders, files):
+            return False
         folders.add(above)
         writer.start(above, mode=0o755, kind=FOLDER)
+    return True
 
 
 def _copy(archive: BinaryIO, entry: Entry, writer: Writer, check: Callable[[], None]) -> None:
-    """Copy the stream of an entry, inflating it to hash what comes out.
-
-    Raises:
-        ValueError: it is not what the archive's directory says.
-        IsalError: it is no deflate stream.
-    """
-    descriptor = archive.fileno()
-    name = entry.name.encode()
-    start = os.pread(descriptor, LOCAL + len(name) + 64 + min(entry.packed, CHUNK), entry.offset)
-    if start[:4] != b"PK\3\4" or start[LOCAL : LOCAL + len(name)] not in (name, entry.name.encode("cp437", "ignore")):
-        raise ValueError("its own header is another file's")
-    begin = LOCAL + int.from_bytes(start[26:28], "little") + int.from_bytes(start[28:30], "little")
-    if not entry.stored and entry.packed <= CHUNK and entry.size <= WHOLE:
-        packed = start[begin : begin + entry.packed]
-        if len(packed) < entry.packed:
-            packed = os.pread(descriptor, entry.packed, entry.offset + begin)
-        inflate = isal_zlib.decompressobj(-15)
-        plain = inflate.decompress(packed, entry.size + 1)
-        _prove(entry, inflate.eof and not inflate.unused_data, len(plain), isal_zlib.crc32(plain))
-        if plain:
-            writer.whole(packed, plain, entry.crc)
+    """Copy the stream of an entry. Raises what :func:`labrig.wheel.content` raises."""
+    pieces = wheel.content(archive, entry)
+    if entry.size == 0:
+        for _ in pieces:  # nothing to write, yet to prove
+            check()
         return
-    if entry.size:
-        writer.begin()
-    pieces = _stored if entry.stored else _deflated
-    size = crc = 0
-    for packed, plain in pieces(descriptor, entry, entry.offset + begin):
+    writer.begin()
+    for packed, plain in pieces:
         check()
-        crc = isal_zlib.crc32(plain, crc)
-        size += len(plain)
-        if size > entry.size:
-            raise ValueError(f"more than the {entry.size} bytes that the directory says")
-        if entry.size:
-            writer.stream(packed, plain)
-    _prove(entry, True, size, crc)
-    if entry.size:
-        writer.end(crc, size)
-
-
-def _deflated(descriptor: int, entry: Entry, at: int) -> Iterable[tuple[bytes, bytes]]:
-    inflate = isal_zlib.decompressobj(-15)
-    left = entry.packed
-    while left:
-        packed = os.pread(descriptor, min(left, CHUNK), at)
-        if not packed:
-            raise ValueError("the archive ends in it")
-        at += len(packed)
-        left -= len(packed)
-        plain = inflate.decompress(packed, CHUNK)
-        yield packed, plain
-        while inflate.unconsumed_tail:
-            yield b"", inflate.decompress(inflate.unconsumed_tail, CHUNK)
-    while not inflate.eof and (plain := inflate.decompress(b"", CHUNK)):
-        yield b"", plain
-    if not inflate.eof or inflate.unused_data:
-        raise ValueError("its stream does not end where the directory says")
-
-
-def _stored(descriptor: int, entry: Entry, at: int) -> Iterable[tuple[bytes, bytes]]:
-    left = entry.size
-    while left:
-        plain = os.pread(descriptor, min(left, STORED), at)
-        if not plain:
-            raise ValueError("the archive ends in it")
-        at += len(plain)
-        left -= len(plain)
-        yield stored(plain, last=left == 0), plain
-
-
-def _prove(entry: Entry, whole: bool, size: int, crc: int) -> None:
-    if not whole or size != entry.size:
-        raise ValueError(
-            f"it inflates to {'' if whole else 'other than '}{size} bytes, the directory says {entry.size}"
-        )
-    if crc != entry.crc:
-        raise ValueError(f"its CRC-32 is {crc:08x}, the directory says {entry.crc:08x}")
+        writer.stream(packed, plain)
+    writer.end(entry.crc, entry.size)
 
 
 def _say_overlaps(lock: Lock, folder: Path, places: Places, made: Mapping[Group, tuple[Layer, Files]]) -> None:
@@ -260,4 +199,10 @@ def _say_overlaps(lock: Lock, folder: Path, places: Places, made: Mapping[Group,
             what = file.content if isinstance(file.content, bytes) else (file.content.crc, file.content.size)
             other = known.setdefault(file.path, (one, what))
             if other[1] != what:
-                print(f"/{file.path} is in {other[0].name} and, different, in {one.name}", file=sys.stderr)
+                path = wheel.printable(file.path)
+                print(f"/{path} is in {other[0].name} and, different, in {one.name}", file=sys.stderr)
+    folders = {path.rpartition("/")[0] for path in known}
+    for path in sorted(folders & known.keys()):
+        print(
+            f"/{wheel.printable(path)} is a file in {known[path][0].name}, a folder in another wheel", file=sys.stderr
+        )

@@ -6,8 +6,11 @@ document is written with sorted keys and no spaces, so that the same image has t
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,6 +38,7 @@ DOCKER = {
     "application/vnd.docker.image.rootfs.diff.tar": "application/vnd.oci.image.layer.v1.tar",
 }
 MANIFESTS = (MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
 
 
@@ -159,48 +163,63 @@ def write_layout(image: Image, folder: Path, tag: str) -> Document:
 
     An image that the layout has under this tag for another platform stays, beside it in an index; the one for this
     platform is replaced, and its blobs go unless something else in the layout needs them. Readers of the layout see the
-    old images or the new: ``index.json`` is replaced last.
+    old images or the new: ``index.json`` is replaced when all that it names is there. Writers wait for each other.
 
     Raises:
         UsageError: the folder holds something that is no layout.
-        BuildError: it cannot be written.
+        BuildError: it cannot be written, or lacks a blob that it names.
     """
-    listed = _read_index(folder)
+    _read_index(folder)  # before anything is made
     try:
         store = folder / "blobs" / "sha256"
         store.mkdir(parents=True, exist_ok=True)
-        others = [one for one in listed if one.get("annotations", {}).get(TAG) != tag]
-        same = [one for one in listed if one.get("annotations", {}).get(TAG) == tag]
-        kept = [
-            one
-            for old in same
-            for one in _images_of(folder, old)
-            if one.get("platform") != image.descriptor()["platform"]
-        ]
-        named: Document = image.manifest
-        for layer in image.layers:
-            blobs.link(layer.digest, store / layer.digest.removeprefix("sha256:"))
-        for one in image.documents:
-            _put(store, one)
-        entry = image.descriptor()
-        if kept:
-            named = index([*kept, image.descriptor()])
-            _put(store, named)
-            entry = named.descriptor()
-        entry["annotations"] = {TAG: tag}
-        images = [one for one in others if not one.get("artifactType")]
-        named_here = {inner["digest"] for one in (*images, entry) for inner in (one, *_images_of(folder, one))}
-        referrers = [one for one in others if one.get("artifactType") and _subject(folder, one) in named_here]
-        if image.referrer:
-            said = image.referrer.descriptor(artifactType=CYCLONEDX)
-            referrers = [one for one in referrers if one["digest"] != said["digest"]] + [said]
-        whole = {"manifests": [*images, entry, *referrers], "mediaType": INDEX, "schemaVersion": 2}
-        write_atomically(folder / "oci-layout", json.dumps(LAYOUT) + "\n")
-        write_atomically(folder / "index.json", json.dumps(whole, indent=2, sort_keys=True) + "\n")
-        _sweep(folder, whole)
+        with _alone(folder):
+            return _write_layout(image, folder, store, tag)
     except OSError as error:
         raise blobs.unwritable(error, folder) from error
+
+
+def _write_layout(image: Image, folder: Path, store: Path, tag: str) -> Document:
+    for layer in image.layers:
+        blobs.link(layer.digest, store / layer.digest.removeprefix("sha256:"))
+    for one in image.documents:
+        _put(store, one)
+    listed = _read_index(folder)
+    same = [one for one in listed if one.get("annotations", {}).get(TAG) == tag]
+    others = [one for one in listed if one not in same]
+    ours = image.descriptor()
+    kept = [one for old in same for one in _images_of(folder, old) if one["platform"] != ours["platform"]]
+    named = image.manifest
+    if kept:
+        named = index([*kept, ours])
+        _put(store, named)
+    entry = {**(named.descriptor() if kept else ours), "annotations": {TAG: tag}}
+    images = [one for one in others if not one.get("artifactType")]
+    digests = {inner["digest"] for one in (*images, entry) for inner in (one, *_images_of(folder, one))}
+    # What refers to an image that is not there any more goes; this image's own is the new one.
+    referrers = [one for one in others if one.get("artifactType") and _subject(folder, one) in digests - {image.digest}]
+    if image.referrer:
+        referrers.append(image.referrer.descriptor(artifactType=CYCLONEDX))
+    whole = {"manifests": [*images, entry, *referrers], "mediaType": INDEX, "schemaVersion": 2}
+    needed = _named(folder, whole)
+    write_atomically(folder / "oci-layout", json.dumps(LAYOUT) + "\n")
+    write_atomically(folder / "index.json", json.dumps(whole, indent=2, sort_keys=True) + "\n")
+    for place in store.iterdir():
+        mine = re.fullmatch(r"[0-9a-f]{64}|\..*", place.name)  # a blob, or what a writer left that was killed
+        if mine and f"sha256:{place.name}" not in needed:
+            place.unlink()
     return named
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One writer of a layout at a time; the folder itself is locked, so that no file of ours lies in it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _put(store: Path, one: Document) -> None:
@@ -220,7 +239,10 @@ def _read_index(folder: Path) -> list[dict[str, Any]]:
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder", fix="name a new folder, or an OCI layout")
     if not (folder / "index.json").exists():
-        strange = [place.name for place in folder.iterdir() if place.name not in ("blobs", "oci-layout")]
+        # Hidden: what a writer left that was killed.
+        strange = [
+            one.name for one in folder.iterdir() if one.name not in ("blobs", "oci-layout") and one.name[0] != "."
+        ]
         if strange:
             raise UsageError(
                 f"{folder} is no OCI layout", found=", ".join(sorted(strange)[:5]), fix="name a new folder"
@@ -228,8 +250,11 @@ def _read_index(folder: Path) -> list[dict[str, Any]]:
         return []
     try:
         listed = json.loads((folder / "index.json").read_text(encoding="utf-8"))["manifests"]
+        for one in listed:
+            if not DIGEST.fullmatch(one["digest"]) or not isinstance(one.get("annotations", {}), dict):
+                raise ValueError(f"an entry that names no blob: {str(one)[:80]}")
         return [dict(one) for one in listed]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{folder}/index.json cannot be read", found=f"{type(error).__name__}: {error}", fix="name a new folder"
         ) from None
@@ -269,33 +294,42 @@ def read_blob(folder: Path, descriptor: Mapping[str, Any]) -> bytes:
 
 
 def _images_of(folder: Path, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The descriptors of the images for single platforms that an entry stands for."""
-    if entry.get("mediaType") not in INDEXES:
-        return [{key: value for key, value in entry.items() if key != "annotations"}]
-    return [dict(one) for one in json.loads(read_blob(folder, entry))["manifests"]]
+    """The descriptors of the images for single platforms that an entry stands for, each with its platform."""
+    if entry.get("mediaType") in INDEXES:
+        return [one for inner in _read_json(folder, entry)["manifests"] for one in _images_of(folder, inner)]
+    one = {key: value for key, value in entry.items() if key != "annotations"}
+    if "platform" not in one:
+        config = _read_json(folder, _read_json(folder, entry)["config"])
+        one["platform"] = {key: config[key] for key in ("architecture", "os") if key in config}
+    return [one]
 
 
 def _subject(folder: Path, entry: Mapping[str, Any]) -> str:
-    return str(json.loads(read_blob(folder, entry)).get("subject", {}).get("digest", ""))
+    return str(_read_json(folder, entry).get("subject", {}).get("digest", ""))
 
 
-def _sweep(folder: Path, whole: Mapping[str, Any]) -> None:
-    """Remove the blobs that nothing in the layout names any more."""
+def _named(folder: Path, whole: Mapping[str, Any]) -> set[str]:
+    """The digests of all blobs that an index names, through its images."""
     named: set[str] = set()
     todo = list(whole["manifests"])
     while todo:
         one = todo.pop()
+        if one["digest"] in named:
+            continue
         named.add(one["digest"])
         if one.get("mediaType") in (*MANIFESTS, *INDEXES):
-            inner = json.loads(read_blob(folder, one))
-            todo += [
-                *inner.get("manifests", []),
-                *inner.get("layers", []),
-                *([inner["config"]] if "config" in inner else []),
-            ]
-    for place in (folder / "blobs" / "sha256").iterdir():
-        if f"sha256:{place.name}" not in named and re.fullmatch(r"[0-9a-f]{64}", place.name):
-            place.unlink()
+            inner = _read_json(folder, one)
+            todo += [*inner.get("manifests", []), *inner.get("layers", [])]
+            todo += [inner["config"]] if "config" in inner else []
+    return named
+
+
+def _read_json(folder: Path, descriptor: Mapping[str, Any]) -> dict[str, Any]:
+    """A document of a layout. Raises what :func:`read_blob` raises, or BuildError for what is no document."""
+    try:
+        return dict(json.loads(read_blob(folder, descriptor)))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BuildError(f"{folder} holds a damaged document", found=f"{descriptor['digest']}: {error}") from None
 
 
 # --- what an engine loads ---------------------------------------------------------------------------------------------

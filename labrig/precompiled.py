@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def of_wheels(
         Interrupted: Ctrl-C.
     """
     archives = {one: _archive(one, places, python[1]) for one in lock.wheels}
-    if missing := [one for one in lock.wheels if not archives[one].exists()]:
+    if missing := [one for one in lock.wheels if not zipfile.is_zipfile(archives[one])]:
         _compile(missing, store(), places, python[0], archives, quiet=quiet)
     groups = layers.group(lock.wheels, {one: archive.stat().st_size for one, archive in archives.items()})
     return [layer for one in groups if (layer := _make(one, archives, places)) is not None]
@@ -72,7 +73,7 @@ def of_wheels(
 def _archive(one: Wheel, places: Places, version: str) -> Path:
     """Where the bytecode of a wheel is kept."""
     key = blobs.key("bytecode", VERSION, COMPILER.read_text(encoding="utf-8"), places.prefix, version, one.sha256)
-    return home.layers() / "bytecode" / f"{key}.zip"
+    return home.layers() / "bytecode" / f"{one.sha256}-{key[:16]}.zip"
 
 
 def _compile(
@@ -90,14 +91,15 @@ def _compile(
                 files = [file for file in wheel.read(path, places) if _earns(file, places)]
                 modules = {file.content.name: f"/{file.path}" for file in files if isinstance(file.content, Entry)}
                 jobs.append(json.dumps({"wheel": str(path), "out": str(archives[one]), "modules": modules}) + "\n")
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".jobs") as file:
+            handle, name = tempfile.mkstemp(prefix=blobs.ABANDONED, dir=archives[missing[0]].parent)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.writelines(jobs)
-                file.flush()
-                command = [str(python), "-I", "-S", str(COMPILER), file.name]
-                code, said = program.follow(command, list, environment=os.environ, seconds=TIMEOUT)
+            command = [str(python), "-I", "-S", str(COMPILER), name]  # which removes the file when it has read it
+            code, said = program.follow(command, list, environment=os.environ, seconds=TIMEOUT)
             if code:
                 raise BuildError(
-                    f"{python} could not compile {batch.title}", found="".join(said)[-500:] or f"exit code {code}",
+                    f"{python} could not compile {batch.title}",
+                    found=" ".join("".join(said).split())[-500:] or f"exit code {code}",
                     fix="make room where it says so, or build with --no-bytecode",
                 )  # fmt: skip
             progress.advance(sum(one.size for one in batch.wheels))
@@ -126,9 +128,10 @@ def _make(one: Group, archives: Mapping[Wheel, Path], places: Places) -> Layer |
         return found
     sources = []
     for each in one.wheels:
-        with wheel.opened(archives[each]) as archive:
+        with wheel.opened(archives[each]) as (archive, _):
             entries = wheel.read_entries(archive, archives[each].stat().st_size)
         sources.append((archives[each], [File(name, False, entry) for name, entry in sorted(entries.items())], 0))
     if not any(files for _, files, _ in sources):
         return None
-    return blobs.make(key, f"bytecode: {one.title}", lambda writer: layers.write_files(writer, sources))
+    digests = [each.sha256 for each in one.wheels]
+    return blobs.make(key, f"bytecode: {one.title}", lambda writer: layers.write_files(writer, sources), digests)

@@ -127,6 +127,7 @@ def read_image(
         DistributeError: there is none for the platform; a blob is not what its digest says.
     """
     try:
+        documents: list[str] = []
         manifest = json.loads(small(descriptor))
         if "manifests" in manifest:
             architecture = oci.ARCHITECTURES[platform]
@@ -137,9 +138,11 @@ def read_image(
             ]
             if not fits:
                 raise DistributeError(f"{called} has no image for linux/{architecture}", fix="name another base")
+            documents = [str(fits[0]["digest"])]
             manifest = json.loads(small(fits[0]))
         config = json.loads(small(manifest["config"]))
         layers = []
+        digests = [str(descriptor["digest"]), str(manifest["config"]["digest"])]
         for one, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):
             media_type = oci.DOCKER.get(one["mediaType"], one["mediaType"])
             if not blobs.path(one["digest"]).exists():
@@ -147,6 +150,7 @@ def read_image(
             layers.append(
                 Layer(f"base: {str(one['digest'])[:19]}", one["digest"], diff_id, int(one["size"]), 0, media_type)
             )
+        blobs.remember(f"base: {called}", [*documents, *digests])
         return tuple(layers), dict(config)
     except (KeyError, TypeError, ValueError) as error:
         raise DistributeError(
@@ -190,17 +194,19 @@ def _parse(reference: str) -> dict[str, str | None]:
 @contextlib.contextmanager
 def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
     import requests
-    from oras.provider import Registry
+    from oras.auth import AuthenticationException
 
     host = str(_parse(reference)["host"])
     bare = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     here = bare in ("localhost", "[::1]") or bare.startswith("127.")
     logging.getLogger("oras").setLevel(logging.CRITICAL)  # what it would say, an error of ours says
-    registry = Registry(insecure=here)
-    registry.session.request = functools.partial(registry.session.request, timeout=TIMEOUT)
-    place = registry.get_container(reference)
     try:
-        registry.auth.load_configs(place)
+        registry = _client(host, insecure=here)
+        place = registry.get_container(reference)
+        folder = os.environ.get("DOCKER_CONFIG")
+        registry.auth.load_configs(place, [str(Path(folder, "config.json"))] if folder else None)
+        if registry.asks_for_password and not getattr(registry.auth, "_basic_auth", None):
+            raise ValueError("it wants a user and a password")
         yield registry, place
     except KeyboardInterrupt:
         raise Interrupted("it was interrupted", fix="run it again: what the registry has is not sent again") from None
@@ -208,10 +214,37 @@ def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
         raise DistributeError(
             f"the registry {host} cannot be reached", found=_cause(error), fix="look at the address and the network"
         ) from None
-    except ValueError as error:  # how oras says that a registry refuses
+    except (ValueError, AuthenticationException) as error:  # how oras says that a registry refuses
         raise DistributeError(
             f"the registry {host} refuses", found=str(error), fix=f"docker login {host}; may you write there?"
         ) from None
+
+
+def _client(host: str, *, insecure: bool) -> Registry:
+    """A client of oras that does not try for two minutes, and never waits without end."""
+    from oras.provider import Registry
+    from requests.adapters import HTTPAdapter
+    from urllib3.util import Retry
+
+    class Client(Registry):  # type: ignore[misc]  # oras has no types
+        do_request = Registry.do_request.__wrapped__
+        asks_for_password = False
+
+    client = Client(insecure=insecure)
+
+    def adapt(one: Client) -> None:
+        tries = Retry(3, backoff_factor=0.5, status_forcelist=(502, 503, 504), raise_on_status=False)
+        one.session.mount(f"{one.prefix}://", HTTPAdapter(max_retries=tries))
+        one.session.request = functools.partial(one.session.request, timeout=TIMEOUT)
+
+    adapt(client)
+    # The registry says which kind of credentials it takes: a token, or user and password at each request (RFC 7617).
+    answer = client.session.request("GET", f"{client.prefix}://{host}/v2/")
+    if answer.status_code == 401 and answer.headers.get("WWW-Authenticate", "").lower().startswith("basic"):
+        client = Client(insecure=insecure, auth_backend="basic")
+        adapt(client)
+        client.asks_for_password = True
+    return client
 
 
 def _cause(error: BaseException) -> str:

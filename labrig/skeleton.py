@@ -12,10 +12,12 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO, cast
 
 from labrig import blobs, files, image
 from labrig.blobs import Layer
 from labrig.errors import BuildError
+from labrig.files import CHUNK
 from labrig.layers import write_folders
 from labrig.tarball import FOLDER, SYMLINK, Writer
 from labrig.wheel import Places
@@ -82,8 +84,15 @@ def read_files(under: Iterable[Layer], python: str) -> dict[str, Found]:
 
 def _members(one: Layer) -> Iterable[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """The members of a layer's tar, each of which can be read before the next one is asked for."""
+    from isal import igzip
+
+    place = blobs.path(one.digest)
     try:
-        with tarfile.open(blobs.path(one.digest), mode="r|*") as archive:
+        with place.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        # tarfile's own stream of gzip knows one member only.
+        opened = cast("IO[bytes]", igzip.open(place) if packed else place.open("rb"))  # type: ignore[no-untyped-call]
+        with opened, tarfile.open(fileobj=opened, mode="r|", bufsize=CHUNK) as archive:
             for member in archive:
                 yield archive, member
     except (tarfile.TarError, EOFError, OSError) as error:

@@ -102,19 +102,14 @@ class Writer:
         """The stream has ended; CRC-32 and size are those of the whole file."""
         self._write(crc.to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little"))
 
-    def whole(self, packed: bytes, plain: bytes, crc: int) -> None:
-        """The same at once, for a small file."""
-        size = len(plain)
-        self._plain.update(plain)
-        self.plain_size += size
-        self._write(b"%b%b%b%b" % (MEMBER, packed, crc.to_bytes(4, "little"), size.to_bytes(4, "little")))
-
     def close(self) -> None:
         """The end of the tar: two blocks of zeros."""
         count = self._padding + 2 * BLOCK
         plain = bytes(count)
         crc = isal_zlib.crc32(plain)
-        self.whole(zeros(count, last=True), plain, crc)
+        self.begin()
+        self.stream(zeros(count, last=True), plain)
+        self.end(crc, count)
         self._seal()
 
     def pack(self, tar: BinaryIO) -> None:

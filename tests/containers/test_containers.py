@@ -10,12 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import registries
 
 from labrig import base, buildkit, checks, container, daemon, environment, home, image, spec, verify, wheelhouse
 from labrig.engines import Environment, docker
@@ -189,41 +188,10 @@ def test_a_suite_with_another_python_is_refused(tmp_path: Path, monkeypatch: pyt
 # --- a base from a registry -----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def registry(folder: Path) -> Iterator[str]:
-    """Debian's docker-registry on 127.0.0.1, at a free port."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = {
-        "version": 0.1,
-        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
-        "http": {"addr": f"127.0.0.1:{port}"},
-    }
-    (folder / "config.yml").write_text(json.dumps(settings))  # YAML, too
-    with subprocess.Popen(
-        ["docker-registry", "serve", str(folder / "config.yml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            until = time.monotonic() + 20
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    assert time.monotonic() < until
-                    time.sleep(0.1)
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
-
-
 def test_a_base_from_a_registry_needs_its_digest_in_the_lock(made: Environment, tmp_path: Path) -> None:
     checkout = copy_of_checkout(tmp_path)
     table = checkout / "images" / spec.TABLE
-    with registry(tmp_path) as address, daemon.connect() as client:
+    with registries.serve(tmp_path) as address, daemon.connect() as client:
         suite = made.target.suite
         assert suite
         name = f"{address}/{suite.image}"
