@@ -2,7 +2,9 @@
 
 Other work on the machine moves absolute times; the ratios hold because both sides run in turn (A B A B ...).
 
-    python -m bench [environments | labs] [--runs 3] [--write]      --write puts the tables into docs/measured.md
+    python -m bench [environments | layers | labs | doctor] [--runs 3] [--write]
+
+--write puts the tables into docs/measured.md.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import images, labs
+from bench import images, labs, layers
 from bench.clock import INVOKE, ROOT, Timing, measure, run
 from labrig import daemon, environment, home, interpreters, wheelhouse
 from labrig.engines import venv
 from labrig.files import write_atomically
 
-PARTS = ("environments", "labs", "doctor")  # each between its marks in docs/measured.md
+PARTS = ("environments", "layers", "labs", "doctor")  # each between its marks in docs/measured.md
 
 
 def bench_environment(runs: int) -> list[Timing]:
@@ -154,7 +156,12 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into docs/measured.md")
     options = parser.parse_args()
     todo = environment.plan(ROOT, engine="venv")
-    measured = {"environments": bench_environments, "labs": labs.bench_labs, "doctor": bench_doctor}
+    measured = {
+        "environments": bench_environments,
+        "layers": layers.bench_layers,
+        "labs": labs.bench_labs,
+        "doctor": bench_doctor,
+    }
     for part in [options.part] if options.part else PARTS:
         where = (
             f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores, "

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from isal import isal_zlib
 from isal.igzip_lib import IsalError
 
 from labrig import blobs, wheel, wheelhouse
@@ -34,7 +35,11 @@ VERSION = "1"  # of the layout: another one where the same wheels would become o
 LARGE = 4_000_000  # bytes: a wheel of this size has a layer of its own
 SHARED = 8  # layers for all others
 MOST = 64  # layers of large wheels; an engine stacks 127 at most (overlay2), and others come on top
+THREADS = 4  # each takes a few megabytes, and half of the work holds the interpreter's lock
 LAST = "torch"  # above all other large wheels: an engine without a store of blobs pulls anew what lies above a change
+
+
+Contents = dict[str, int]  # path -> what its content is known by
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,9 @@ def of_wheels(lock: Lock, store: Callable[[], Path], places: Places, *, quiet: b
         folder = store()
         with Progress("layers", quiet=quiet) as progress:
             progress.start(sum(one.size for each in todo for one in each.wheels))
-            made = _make_all(todo, keys, folder, places, progress)
-        _say_overlaps(lock, folder, places, made)
-        found |= {one: layer for one, (layer, _) in made.items()}
+            known: dict[Wheel, Contents] = {}
+            found |= _make_all(todo, keys, folder, places, progress, known)
+        _say_overlaps(lock, folder, places, known)
     return [layer for layer in found.values() if layer is not None]
 
 
@@ -94,22 +99,27 @@ def _key(one: Group, places: Places) -> str:
     return blobs.key("wheels", VERSION, places.prefix, places.python, *(wheel.sha256 for wheel in one.wheels))
 
 
-Files = list[tuple[Wheel, list[File]]]
-
-
 def _make_all(
-    todo: list[Group], keys: Mapping[Group, str], folder: Path, places: Places, progress: Progress
-) -> dict[Group, tuple[Layer, Files]]:
-    crew = Crew(os.cpu_count() or 1)
+    todo: list[Group],
+    keys: Mapping[Group, str],
+    folder: Path,
+    places: Places,
+    progress: Progress,
+    known: dict[Wheel, Contents],
+) -> dict[Group, Layer]:
+    """Make layers side by side, and note in ``known`` what the wheels bring."""
+    crew = Crew(min(os.cpu_count() or 1, THREADS))
 
-    def make(one: Group) -> tuple[Layer, Files]:
+    def make(one: Group) -> Layer:
         read = [(each, wheel.read(wheelhouse.find(each, folder), places)) for each in one.wheels]
 
         def write(writer: Writer) -> None:
             sources = [(wheelhouse.find(each, folder), files, each.size) for each, files in read]
             write_files(writer, sources, crew.check, progress)
 
-        return blobs.make(keys[one], one.title, write, [each.sha256 for each in one.wheels]), read
+        layer = blobs.make(keys[one], one.title, write, [each.sha256 for each in one.wheels])
+        known.update({each: _contents(files) for each, files in read})
+        return layer
 
     largest_first = sorted(todo, key=lambda one: -sum(each.size for each in one.wheels))
     try:
@@ -189,20 +199,30 @@ def _copy(archive: BinaryIO, entry: Entry, writer: Writer, check: Callable[[], N
     writer.end(entry.crc, entry.size)
 
 
-def _say_overlaps(lock: Lock, folder: Path, places: Places, made: Mapping[Group, tuple[Layer, Files]]) -> None:
+def _contents(files: Iterable[File]) -> Contents:
+    """What two wheels are compared by: for each path a number that is the same for the same content."""
+    return {
+        file.path: isal_zlib.crc32(file.content) | len(file.content) << 32
+        if isinstance(file.content, bytes)
+        else file.content.crc | file.content.size << 32
+        for file in files
+    }
+
+
+def _say_overlaps(lock: Lock, folder: Path, places: Places, known: Mapping[Wheel, Contents]) -> None:
     """Say on stderr where two wheels bring another file for one path; whoever installs them one by one has the last."""
-    known: dict[str, tuple[Wheel, object]] = {}
-    at_hand = {each: files for _, read in made.values() for each, files in read}
+    owners: dict[str, tuple[Wheel, int]] = {}
+    folders: set[str] = set()
     for one in (each for layer in group(lock.wheels) for each in layer.wheels):
-        files = at_hand.get(one) or wheel.read(wheelhouse.find(one, folder), places)
-        for file in files:
-            what = file.content if isinstance(file.content, bytes) else (file.content.crc, file.content.size)
-            other = known.setdefault(file.path, (one, what))
-            if other[1] != what:
-                path = wheel.printable(file.path)
-                print(f"/{path} is in {other[0].name} and, different, in {one.name}", file=sys.stderr)
-    folders = {path.rpartition("/")[0] for path in known}
-    for path in sorted(folders & known.keys()):
-        print(
-            f"/{wheel.printable(path)} is a file in {known[path][0].name}, a folder in another wheel", file=sys.stderr
-        )
+        contents = known.get(one) or _contents(wheel.read(wheelhouse.find(one, folder), places))
+        for path, content in contents.items():
+            other, there = owners.setdefault(path, (one, content))
+            if there != content:
+                print(f"/{wheel.printable(path)} is in {other.name} and, different, in {one.name}", file=sys.stderr)
+            above = path.rpartition("/")[0]
+            while above and above not in folders:
+                folders.add(above)
+                above = above.rpartition("/")[0]
+    for path in sorted(folders & owners.keys()):
+        name = wheel.printable(path)
+        print(f"/{name} is a file in {owners[path][0].name}, a folder in another wheel", file=sys.stderr)

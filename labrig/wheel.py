@@ -49,7 +49,8 @@ INSTALLER = b"labrig\n"
 SHEBANG = b"#!python"  # what stands for the environment's interpreter in a wheel's scripts
 LOCAL = 30  # bytes of a local header before the name (APPNOTE.TXT 4.3.7)
 LARGEST_TEXT = 64_000_000  # bytes of a file under .dist-info, or of a script
-WHOLE = 16 * CHUNK  # bytes that a file may become to be inflated at once
+WHOLE = CHUNK  # bytes that a file may become to be inflated at once
+PIECE = CHUNK // 4  # bytes of a stream that are read at once
 # A wheel that inflates to more than the larger of these is a bomb: a hundred times its size (the wheels of the targets:
 # 1.2 to 13 times), or so little that it does not matter.
 RATIO, HARMLESS = 100, 256_000_000
@@ -256,7 +257,7 @@ def _deflated(descriptor: int, entry: Entry, at: int) -> Iterator[tuple[bytes, b
     inflate = isal_zlib.decompressobj(-15)
     left = entry.packed
     while left:
-        packed = os.pread(descriptor, min(left, CHUNK), at)
+        packed = os.pread(descriptor, min(left, PIECE), at)
         if not packed:
             raise ValueError("the archive ends in it")
         at += len(packed)
