@@ -98,7 +98,7 @@ def absent(reason: str) -> HostError:
     if reason.startswith("permission denied"):
         cure = "let this user in (sudo usermod -aG docker $USER, then log in again)"
     elif reason == "not installed":
-        cure = "install Docker (docs.docker.com/engine/install; Debian: apt install docker.io docker-buildx)"
+        cure = "install Docker (docs.docker.com/engine/install; Debian: apt install docker.io)"
     elif os.environ.get("DOCKER_HOST"):
         cure = f"make it answer at DOCKER_HOST={os.environ['DOCKER_HOST']}, or unset that"
     else:
