@@ -170,11 +170,11 @@ def _cache(folder: Path) -> Path:
 
 
 def _forget_layers(cache: Path) -> None:
-    """Remove all layers but those that stand for the base: the base is there on the other side, too."""
+    """Remove all layers but the base's, and what is made from the base alone: the other side has its base, too."""
     kept = set()
     for note in (cache / "layers" / "keys").glob("*.json"):
         said = json.loads(note.read_text())
-        if said["title"].startswith("base:"):
+        if said["title"].startswith(("base:", "an empty environment")):
             kept |= {note, *((cache / "layers" / "blobs" / "sha256" / one.partition(":")[2]) for one in said["blobs"])}
     for file in (cache / "layers").rglob("*"):
         if file.is_file() and file not in kept:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,8 +208,3 @@ def _of_files(title: str, root: Path, files: Mapping[str, str], texts: Mapping[s
             writer.start(f"{folder}/labs", mode=0o755, kind=FOLDER)
 
     return blobs.make(key, title, write)
-
-
-def describe(made: Image) -> Iterable[tuple[str, int]]:
-    """Title and size of each layer, lowest first."""
-    return ((one.title, one.size) for one in made.layers)

@@ -55,7 +55,8 @@ def push(image: Image, reference: str) -> str:
         with Progress("push") as progress:
             progress.start(sum(one.size for one in todo))
             for layer in {one.digest: one for one in todo}.values():
-                registry.chunked_upload(str(blobs.path(layer.digest)), place, oci.describe(layer), PIECE)
+                answer = registry.chunked_upload(str(blobs.path(layer.digest)), place, oci.describe(layer), PIECE)
+                _check(answer, "PUT", f"the layer {layer.title}", (201, 204))
                 progress.advance(layer.size)
             sent = sum(_send(registry, place, one) for one in image.documents if one.media_type != oci.MANIFEST)
             progress.say(
@@ -91,27 +92,24 @@ def pull_base(reference: str, platform: str, *, offline: bool = False) -> tuple[
     found = _parse(reference)
     if not found["digest"]:
         raise UsageError(f"{reference} is not pinned", fix="name HOST/NAME@sha256:DIGEST")
-    with _connected(reference) as (registry, place):
 
-        def fetch(descriptor: Mapping[str, Any], to: Path) -> None:
-            if offline:
-                raise BuildError(
-                    f"the base {reference} cannot be had offline",
-                    found=str(descriptor["digest"]),
-                    fix="build online, once",
-                )
-            is_manifest = descriptor.get("mediaType", oci.MANIFEST) in oci.MANIFESTS + oci.INDEXES
-            if not is_manifest:
-                size = int(descriptor.get("size", 0))
-                print(f"pulling {reference}: {str(descriptor['digest'])[:19]}, {megabytes(size)}", file=sys.stderr)
-            _download(registry, place, "manifests" if is_manifest else "blobs", str(descriptor["digest"]), to)
+    def fetch(descriptor: Mapping[str, Any], to: Path) -> None:
+        digest = str(descriptor["digest"])
+        if offline:
+            raise BuildError(f"the base {reference} cannot be had offline", found=digest, fix="build online, once")
+        is_manifest = descriptor.get("mediaType", oci.MANIFEST) in oci.MANIFESTS + oci.INDEXES
+        if not is_manifest:
+            size = megabytes(int(descriptor.get("size", 0)))
+            print(f"pulling {reference}: {digest[:19]}, {size}", file=sys.stderr)
+        with _connected(reference) as (registry, place):
+            _download(registry, place, "manifests" if is_manifest else "blobs", digest, to)
 
-        def small(descriptor: Mapping[str, Any]) -> bytes:
-            if not blobs.path(str(descriptor["digest"])).exists():
-                _keep(descriptor, fetch)
-            return blobs.path(str(descriptor["digest"])).read_bytes()
+    def small(descriptor: Mapping[str, Any]) -> bytes:
+        if not blobs.path(str(descriptor["digest"])).exists():
+            _keep(descriptor, fetch)
+        return blobs.path(str(descriptor["digest"])).read_bytes()
 
-        return read_image({"digest": found["digest"]}, platform, small, fetch, reference)
+    return read_image({"digest": found["digest"]}, platform, small, fetch, reference)
 
 
 def read_image(
@@ -256,10 +254,14 @@ def _cause(error: BaseException) -> str:
 
 def _ask(registry: Registry, method: str, url: str, good: tuple[int, ...], **how: Any) -> Response:
     answer: Response = registry.do_request(f"{registry.prefix}://{url}", method, **how)
+    _check(answer, method, url.partition("/")[2], good)
+    return answer
+
+
+def _check(answer: Response, method: str, what: str, good: tuple[int, ...]) -> None:
     if answer.status_code not in good:
         said = " ".join(answer.text.split())[:200]
-        raise ValueError(f"{method} {url.partition('/')[2]}: {answer.status_code} {answer.reason} {said}")
-    return answer
+        raise ValueError(f"{method} {what}: {answer.status_code} {answer.reason} {said}")
 
 
 def _send(registry: Registry, place: Container, one: Document) -> int:
@@ -307,22 +309,19 @@ def _with_others(registry: Registry, place: Container, tag: str, image: Image) -
     answer = _ask(registry, "GET", place.manifest_url(tag), (200, 404), headers=accepted)
     if answer.status_code == 404:
         return image.manifest
-    there = json.loads(answer.content)
-    if "manifests" in there:
-        others = there["manifests"]
-    else:
-        config = json.loads(_get(registry, place, "blobs", there["config"]["digest"]))
-        digest = f"sha256:{hashlib.sha256(answer.content).hexdigest()}"
-        platform = {key: config[key] for key in ("architecture", "os") if key in config}
-        others = [
-            {
-                "mediaType": there.get("mediaType", oci.MANIFEST),
-                "digest": digest,
-                "size": len(answer.content),
-                "platform": platform,
-            }
-        ]
-    others = [one for one in others if one.get("platform") != image.descriptor()["platform"]]
+    try:
+        there = json.loads(answer.content)
+        if "manifests" in there:
+            others = [one for one in there["manifests"] if one["platform"]["architecture"] != "unknown"]  # attestations
+        else:
+            config = json.loads(_get(registry, place, "blobs", there["config"]["digest"]))
+            digest = f"sha256:{hashlib.sha256(answer.content).hexdigest()}"
+            platform = {"architecture": config["architecture"], "os": config["os"]}
+            media_type = there.get("mediaType", oci.MANIFEST)
+            others = [{"mediaType": media_type, "digest": digest, "size": len(answer.content), "platform": platform}]
+    except (ValueError, KeyError, TypeError):
+        return image.manifest  # the tag named something else than an image
+    others = [one for one in others if one["platform"] != image.descriptor()["platform"]]
     return oci.index([*others, image.descriptor()]) if others else image.manifest
 
 
