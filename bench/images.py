@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.clock import INVOKE, ROOT, Timing, measure, run
 from labrig import base, daemon, environment, home, image, spec
+from labrig.engines import Wish
 
 # The same base, wheels and lock, written as most tutorials do it.
 PLAIN = """\
@@ -32,7 +33,7 @@ def target() -> spec.Target:
 
 def bench_builds(runs: int) -> tuple[list[Timing], dict[str, int]]:
     """Both Dockerfiles with nothing cached but base and wheels, in turn; and the sizes of what they make, in bytes."""
-    made = environment.build(ROOT, target().name, "docker")
+    made = environment.build(ROOT, target().name, "docker", wish=Wish(builder="dockerfile"))
     context = home.contexts() / target().name
     if not context.is_dir():
         raise SystemExit(f"no build context in {context}: invoke clean --target={target().name}, then again")
