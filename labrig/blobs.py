@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from labrig import home
 from labrig.errors import BuildError
-from labrig.files import CHUNK, write_atomically
+from labrig.files import CHUNK, EPOCH, write_atomically
 from labrig.progress import megabytes
 from labrig.tarball import Writer
 
@@ -53,14 +53,14 @@ def key(*parts: str) -> str:
 
 
 def find(of: str) -> Layer | None:
-    """The layer of that key, if it is known and its blob has the size that it should have.
+    """The layer of that key, if it is known and its blob is as it was made.
 
-    Its digest is not proven again: it was when the blob got its name, and whoever is given the blob (an engine, a
-    registry) proves it.
+    That is told by size and time: whoever writes into a blob, perhaps through a link, changes its time. Its digest is
+    not proven again: it was when the blob got its name, and whoever is given it (an engine, a registry) proves it.
     """
     try:
         layer = Layer(**json.loads(_note(of).read_text(encoding="utf-8"))["layer"])
-        return layer if path(layer.digest).stat().st_size == layer.size else None
+        return layer if is_untouched(path(layer.digest), layer.size) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
@@ -87,7 +87,7 @@ def make(of: str, title: str, write: Callable[[Writer], None], wheels: Sequence[
             if not writer.digest:
                 writer.close()
         layer = Layer(title, writer.digest, writer.diff_id, writer.size, writer.plain_size)
-        temporary.chmod(0o644)
+        seal(temporary)
         temporary.replace(path(layer.digest))
         _write_note(of, {"title": title, "layer": asdict(layer), "blobs": [layer.digest], "wheels": list(wheels)})
     except OSError as error:
@@ -98,9 +98,24 @@ def make(of: str, title: str, write: Callable[[Writer], None], wheels: Sequence[
     return layer
 
 
+def seal(blob: Path) -> None:
+    """Close a blob that is whole: nobody is to write into it, and its time says that nobody did."""
+    blob.chmod(0o444)
+    os.utime(blob, (int(EPOCH), int(EPOCH)))
+
+
+def is_untouched(blob: Path, size: int) -> bool:
+    """Whether a blob is there as it was sealed."""
+    try:
+        found = blob.stat()
+    except OSError:
+        return False
+    return found.st_size == size and found.st_mtime_ns == int(EPOCH) * 10**9
+
+
 def link(digest: str, to: Path) -> None:
     """Put a blob at ``to``: a hard link where that can be, else a copy; whole or not at all."""
-    if to.exists():
+    if is_untouched(to, path(digest).stat().st_size):
         return
     temporary = to.with_name(f"{ABANDONED}{uuid4().hex}")
     try:
@@ -110,21 +125,24 @@ def link(digest: str, to: Path) -> None:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
                 raise
             shutil.copyfile(path(digest), temporary)
+            seal(temporary)
         temporary.replace(to)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def unwritable(error: OSError, folder: Path) -> BuildError:
+def unwritable(
+    error: OSError, folder: Path, *, what: str = "layers", otherwise: str = "set LABRIG_CACHE to another folder"
+) -> BuildError:
     """The error for a store, or a layout, that cannot be written."""
     free = ""
     with contextlib.suppress(OSError):
         there = next(place for place in (folder, *folder.parents) if place.exists())
         free = f"; {megabytes(shutil.disk_usage(there).free)} free"
     return BuildError(
-        f"layers cannot be written: {error.filename or folder}",
+        f"{what} cannot be written: {error.filename or folder}",
         found=f"{error.strerror or error}{free}",
-        fix="make room or make it writable, or set LABRIG_CACHE to another folder",
+        fix=f"make room or make it writable, or {otherwise}",
     )
 
 

@@ -205,7 +205,7 @@ def _fetcher(table: Table, target: Target, locked: Lock, overrides: Sequence[str
 
 @dataclass(frozen=True)
 class Exported:
-    """An image that was made without an engine, and where it went: ``oci:FOLDER:TAG@DIGEST``, ``HOST/NAME@DIGEST``."""
+    """An image that was made without an engine, and where it went: ``oci:FOLDER:TAG``, ``HOST/NAME@DIGEST``."""
 
     target: Target
     lock: Lock
@@ -254,11 +254,12 @@ def export(
     target = table.pick(name) if name else pick_best(table, host)
     platform = platform or engine_platform("docker", host)
     check_wish(wish, engine)
-    if engine != "docker" or not (output or push):
-        raise UsageError(
-            "--output, --push and --platform are for images", found=f"--engine={engine}",
-            fix="--engine=docker, and with --platform one of the two others",
-        )  # fmt: skip
+    if engine != "docker":
+        raise UsageError("--output, --push and --platform are for images", found=f"--engine={engine}")
+    if not (output or push):
+        raise UsageError("--platform is for an image that goes elsewhere", fix="name --output or --push as well")
+    if push and offline:
+        raise UsageError("--push opens a connection, and --offline forbids that", fix="leave out one of them")
     if (wish.builder or target.builder) != "layers":
         raise UsageError("only the builder layers makes an image without an engine", fix="--builder=layers")
     if "docker" not in target.engines or platform not in target.platforms:
@@ -276,7 +277,8 @@ def export(
     if output:
         tag = f"{target.name}-{target.torch}"
         named = oci.write_layout(made, output, tag)
-        places.append(f"oci:{output}:{tag}@{named.digest}")
+        places.append(f"oci:{output}:{tag}")
+        print(f"{places[0]}: {named.digest}", file=sys.stderr)
     if push:
         places.append(registry.push(made, push))
     return Exported(target, locked, made, tuple(places))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labrig import base, home
+from labrig.errors import UsageError
 from labrig.files import digest
 from labrig.lock import Lock
 from labrig.spec import Target
@@ -97,6 +98,8 @@ def read_labs(folder: Path) -> dict[str, str]:
     found = {}
     for file in sorted(folder.rglob("*")):
         inner = file.relative_to(folder)
+        if "\udc80" <= max(str(inner)) <= "\udcff":
+            raise UsageError("a file of labs/ has a name that is no text", found=ascii(str(inner)), fix="rename it")
         if file.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in inner.parts):
             with file.open("rb") as opened:
                 found[inner.as_posix()] = digest(opened, lambda: None)

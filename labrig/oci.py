@@ -176,7 +176,7 @@ def write_layout(image: Image, folder: Path, tag: str) -> Document:
         with _alone(folder):
             return _write_layout(image, folder, store, tag)
     except OSError as error:
-        raise blobs.unwritable(error, folder) from error
+        raise blobs.unwritable(error, folder, what="the layout", otherwise="name another folder") from error
 
 
 def _write_layout(image: Image, folder: Path, store: Path, tag: str) -> Document:
@@ -266,6 +266,8 @@ def find_image(folder: Path, tag: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no layout, no such image, or more than one and no tag.
     """
+    if not (folder / "index.json").is_file():
+        raise UsageError(f"{folder} is no OCI layout", found="no index.json there", fix="name the folder of one")
     listed = [one for one in _read_index(folder) if not one.get("artifactType")]
     named = [one for one in listed if not tag or one.get("annotations", {}).get(TAG) == tag]
     if len(named) != 1:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PIECE = 16 * CHUNK  # bytes that are sent at once
 TIMEOUT = (10, 300)  # seconds to connect, and between two bytes
+DENIED = re.compile(r"\b(401|403)\b|password|authentication")
 REFERENCE = re.compile(
     r"(?P<host>[A-Za-z0-9.-]+(?::\d+)?|\[[0-9a-f:]+\](?::\d+)?)/(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
@@ -143,7 +144,7 @@ def read_image(
         digests = [str(descriptor["digest"]), str(manifest["config"]["digest"])]
         for one, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):
             media_type = oci.DOCKER.get(one["mediaType"], one["mediaType"])
-            if not blobs.path(one["digest"]).exists():
+            if not blobs.is_untouched(blobs.path(one["digest"]), int(one["size"])):
                 _keep(one, fetch)
             layers.append(
                 Layer(f"base: {str(one['digest'])[:19]}", one["digest"], diff_id, int(one["size"]), 0, media_type)
@@ -170,7 +171,7 @@ def _keep(descriptor: Mapping[str, Any], fetch: Callable[[Mapping[str, Any], Pat
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if f"sha256:{found}" != digest:
             raise DistributeError("a blob is not what was asked for", found=f"sha256:{found}", fix=f"expected {digest}")
-        temporary.chmod(0o644)
+        blobs.seal(temporary)
         temporary.replace(blobs.path(digest))
     finally:
         temporary.unlink(missing_ok=True)
@@ -214,7 +215,9 @@ def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
         ) from None
     except (ValueError, AuthenticationException) as error:  # how oras says that a registry refuses
         raise DistributeError(
-            f"the registry {host} refuses", found=str(error), fix=f"docker login {host}; may you write there?"
+            f"the registry {host} refuses",
+            found=str(error),
+            fix=f"docker login {host}; may you write there?" if DENIED.search(str(error)) else "look at what it says",
         ) from None
 
 

@@ -19,6 +19,7 @@ import samples
 from labrig import buildkit, home, image
 from labrig.base import Base
 from labrig.buildkit import Recipe
+from labrig.errors import UsageError
 
 BASE = Base("labrig-base:stable-0123456789ab", "labrig-base:stable", f"sha256:{'ab' * 32}")
 BUILT = """\
@@ -206,6 +207,13 @@ def test_a_context_holds_what_it_should_for_everyone_to_read_whatever_the_umask(
     for name, file in found.items():
         if not name.startswith("wheels"):  # these are mounted, and in no layer
             assert stat.S_IMODE(file.stat().st_mode) == (0o755 if file.is_dir() else 0o644), name
+
+
+def test_a_lab_whose_name_is_no_text_is_a_mistake_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"na\xefve.py")).write_text("")
+    with pytest.raises(UsageError, match="a name that is no text") as caught:
+        image.read_labs(tmp_path)
+    assert "na\\udcefve.py" in caught.value.found
 
 
 def test_a_revision_is_the_commit_and_whether_files_differ_from_it(

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from samples import PYTHON, make_wheel
 
-from labrig import blobs, home, layers, wheelhouse
+from labrig import blobs, home, layers, oci, wheelhouse
 from labrig.blobs import ABANDONED, Layer
 from labrig.errors import BuildError
 from labrig.layers import LARGE, MOST, SHARED, Group, group, share
@@ -246,7 +246,7 @@ def test_the_same_wheels_are_the_same_layers_everywhere(
     for digest in here:
         blob = there / "cache" / "layers" / "blobs" / "sha256" / digest.removeprefix("sha256:")
         assert blob.read_bytes() == blobs.path(digest).read_bytes()
-        assert blob.stat().st_mode & 0o777 == 0o644
+        assert blob.stat().st_mode & 0o777 == 0o444
 
 
 def test_another_place_or_python_is_another_layer(wheels: list[Wheel]) -> None:
@@ -302,6 +302,7 @@ def test_a_blob_that_is_gone_or_has_another_size_is_made_again(wheels: list[Whee
     made = make(wheels)
     blob = blobs.path(made[-1].digest)
     content = blob.read_bytes()
+    blob.chmod(0o644)
     if harm == "removed":
         blob.unlink()
     else:
@@ -354,6 +355,25 @@ def test_a_key_that_is_damaged_is_made_again(wheels: list[Wheel], text: bytes | 
     assert json.loads(note.read_bytes())["layer"]["digest"] == made[-1].digest
     assert state().keys() == before.keys()
     assert kept(wheels) == made
+
+
+def test_a_blob_that_was_written_into_is_made_again_in_the_store_and_in_a_layout(
+    tmp_path: Path, wheels: list[Wheel]
+) -> None:
+    made = make(wheels)
+    image = oci.assemble("linux_x86_64", made, {}, {})
+    oci.write_layout(image, tmp_path / "image", "1")
+    inner = tmp_path / "image" / "blobs" / "sha256" / blobs.path(made[-1].digest).name
+    content = inner.read_bytes()
+    inner.chmod(0o644)
+    with inner.open("r+b") as file:  # the same size; through a hard link into the store as well
+        file.write(b"xx")
+    assert blobs.path(made[-1].digest).read_bytes() != content
+    assert make(wheels) == made
+    assert blobs.path(made[-1].digest).read_bytes() == content
+    oci.write_layout(image, tmp_path / "image", "1")
+    assert inner.read_bytes() == content
+    assert inner.stat().st_mode & 0o777 == 0o444
 
 
 def test_layers_of_wheels_that_no_lock_names_and_what_was_not_finished_can_go(wheels: list[Wheel]) -> None:
