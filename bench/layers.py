@@ -182,7 +182,8 @@ def _forget_layers(cache: Path) -> None:
 
 
 def _run_buildx(context: Path, name: str) -> None:
-    run("docker", "buildx", "build", "--builder", "default", "--tag", name, context, **daemon.environment())
+    options = ["--builder", "default", "--network=none", "--tag", name]
+    run("docker", "buildx", "build", *options, context, **daemon.environment())
 
 
 def _remove(repository: str) -> None:

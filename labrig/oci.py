@@ -340,10 +340,18 @@ def _read_json(folder: Path, descriptor: Mapping[str, Any]) -> dict[str, Any]:
 def archive(image: Image, references: Sequence[str], *, without: int = 0) -> Iterator[bytes]:
     """The tar that `docker load` reads, piece by piece: an OCI layout that has Docker's older manifest.json as well.
 
+    ``references`` are names without a registry, as ``labrig/cpu:2.13.0``.
+
     ``without`` is how many of the lowest layers are left out, which only an engine that has them may be given.
     """
-    entries = [{**image.descriptor(), "annotations": {"io.containerd.image.name": one, TAG: one.rpartition(":")[2]}}
-               for one in references]  # fmt: skip
+    # containerd knows an image by its whole name, as Docker itself writes it here.
+    entries = [
+        {
+            **image.descriptor(),
+            "annotations": {"io.containerd.image.name": f"docker.io/{one}", TAG: one.rpartition(":")[2]},
+        }
+        for one in references
+    ]
     docker = [
         {
             "Config": _inner(image.config.digest),
