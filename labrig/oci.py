@@ -340,15 +340,13 @@ def _read_json(folder: Path, descriptor: Mapping[str, Any]) -> dict[str, Any]:
 def archive(image: Image, references: Sequence[str], *, without: int = 0) -> Iterator[bytes]:
     """The tar that `docker load` reads, piece by piece: an OCI layout that has Docker's older manifest.json as well.
 
-    ``references`` are names without a registry, as ``labrig/cpu:2.13.0``.
-
     ``without`` is how many of the lowest layers are left out, which only an engine that has them may be given.
     """
     # containerd knows an image by its whole name, as Docker itself writes it here.
     entries = [
         {
             **image.descriptor(),
-            "annotations": {"io.containerd.image.name": f"docker.io/{one}", TAG: one.rpartition(":")[2]},
+            "annotations": {"io.containerd.image.name": _whole_name(one), TAG: one.rpartition(":")[2]},
         }
         for one in references
     ]
@@ -379,6 +377,13 @@ def archive(image: Image, references: Sequence[str], *, without: int = 0) -> Ite
                 yield piece
         yield bytes(-layer.size % tarfile.BLOCKSIZE)
     yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _whole_name(reference: str) -> str:
+    """A reference with its registry; one without is of docker.io (distribution/reference, normalize.go)."""
+    host, slash, _ = reference.partition("/")
+    named = slash and ("." in host or ":" in host or host == "localhost")
+    return reference if named else f"docker.io/{reference}"
 
 
 def _inner(digest: str) -> str:

@@ -500,7 +500,7 @@ def test_an_archive_is_a_layout_and_what_docker_reads(folder: Path) -> None:
     index = json.loads(found["index.json"])
     assert [one["digest"] for one in index["manifests"]] == [made.digest] * 2
     assert [one["annotations"] for one in index["manifests"]] == [
-        {"io.containerd.image.name": "labrig/tiny:1.0", TAG: "1.0"},
+        {"io.containerd.image.name": "docker.io/labrig/tiny:1.0", TAG: "1.0"},
         {"io.containerd.image.name": "host:5000/labrig/tiny:latest", TAG: "latest"},
     ]
     [docker] = json.loads(found["manifest.json"])
