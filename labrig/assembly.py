@@ -113,10 +113,10 @@ def ground(target: Target, platform: str, images: Path, source: str = "", *, off
 
 def _full_name(reference: str) -> str:
     """A reference with its registry: Docker's short names are of docker.io, whose server has a name of its own."""
-    host, slash, _ = reference.partition("/")
-    if slash and ("." in host or ":" in host or host == "localhost"):
-        return reference.replace("docker.io/", "registry-1.docker.io/", 1) if host == "docker.io" else reference
-    return f"registry-1.docker.io/{reference if slash else f'library/{reference}'}"
+    if not oci.has_registry(reference):
+        reference = f"docker.io/{reference if '/' in reference else f'library/{reference}'}"
+    name = reference.removeprefix("docker.io/")
+    return reference if name == reference else f"registry-1.docker.io/{name}"
 
 
 def _of_tar(made: base.Base) -> Layer:
@@ -138,7 +138,7 @@ def _of_layout(source: str, platform: str) -> tuple[tuple[Layer, ...], dict[str,
         descriptor,
         platform,
         lambda one: oci.read_blob(Path(folder), one),
-        lambda one, to: _copy(Path(folder) / "blobs" / "sha256" / str(one["digest"]).removeprefix("sha256:"), to),
+        lambda one, to: _copy(Path(folder) / oci.inner(str(one["digest"])), to),
         source,
     )
     return under, config, str(descriptor["digest"])

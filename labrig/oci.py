@@ -14,11 +14,12 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labrig import blobs
+from labrig.base import ARCHITECTURES
 from labrig.blobs import GZIP, Layer
 from labrig.errors import BuildError, UsageError
 from labrig.files import CHUNK, EPOCH, write_atomically
@@ -31,7 +32,6 @@ EMPTY = "application/vnd.oci.empty.v1+json"
 CYCLONEDX = "application/vnd.cyclonedx+json"
 TAG = "org.opencontainers.image.ref.name"  # the annotation by which a layout names an image
 LAYOUT = {"imageLayoutVersion": "1.0.0"}
-ARCHITECTURES = {"linux_x86_64": "amd64", "linux_aarch64": "arm64"}
 # A base may come from Docker's own format; its layers are the same bytes by another name.
 DOCKER = {
     "application/vnd.docker.image.rootfs.diff.tar.gzip": GZIP,
@@ -48,7 +48,6 @@ class Document:
 
     media_type: str
     content: bytes
-    annotations: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -181,9 +180,9 @@ def write_layout(image: Image, folder: Path, tag: str) -> Document:
 
 def _write_layout(image: Image, folder: Path, store: Path, tag: str) -> Document:
     for layer in image.layers:
-        blobs.link(layer.digest, store / layer.digest.removeprefix("sha256:"))
+        blobs.link(layer.digest, folder / inner(layer.digest))
     for one in image.documents:
-        _put(store, one)
+        _put(folder, one)
     listed = _read_index(folder)
     same = [one for one in listed if one.get("annotations", {}).get(TAG) == tag]
     others = [one for one in listed if one not in same]
@@ -192,7 +191,7 @@ def _write_layout(image: Image, folder: Path, store: Path, tag: str) -> Document
     named = image.manifest
     if kept:
         named = index([*kept, ours])
-        _put(store, named)
+        _put(folder, named)
     entry = {**(named.descriptor() if kept else ours), "annotations": {TAG: tag}}
     images = [one for one in others if not one.get("artifactType")]
     digests = {inner["digest"] for one in (*images, entry) for inner in (one, *_images_of(folder, one))}
@@ -222,8 +221,8 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _put(store: Path, one: Document) -> None:
-    place = store / one.digest.removeprefix("sha256:")
+def _put(folder: Path, one: Document) -> None:
+    place = folder / inner(one.digest)
     if not place.exists():
         write_atomically(place, one.content.decode())
 
@@ -287,7 +286,7 @@ def read_blob(folder: Path, descriptor: Mapping[str, Any]) -> bytes:
     """
     digest = str(descriptor["digest"])
     try:
-        content = (folder / "blobs" / "sha256" / digest.removeprefix("sha256:")).read_bytes()
+        content = (folder / inner(digest)).read_bytes()
     except OSError as error:
         raise BuildError(f"{folder} lacks a blob that it names", found=f"{digest}: {error.strerror}") from None
     if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
@@ -352,17 +351,17 @@ def archive(image: Image, references: Sequence[str], *, without: int = 0) -> Ite
     ]
     docker = [
         {
-            "Config": _inner(image.config.digest),
+            "Config": inner(image.config.digest),
             "RepoTags": list(references),
-            "Layers": [_inner(layer.digest) for layer in image.layers],
+            "Layers": [inner(layer.digest) for layer in image.layers],
         }
     ]
     texts = {
         "oci-layout": json.dumps(LAYOUT).encode(),
         "index.json": json.dumps({"manifests": entries, "mediaType": INDEX, "schemaVersion": 2}).encode(),
         "manifest.json": json.dumps(docker).encode(),
-        _inner(image.config.digest): image.config.content,
-        _inner(image.manifest.digest): image.manifest.content,
+        inner(image.config.digest): image.config.content,
+        inner(image.manifest.digest): image.manifest.content,
     }
     for name, content in texts.items():
         yield _header(name, len(content)) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
@@ -371,7 +370,7 @@ def archive(image: Image, references: Sequence[str], *, without: int = 0) -> Ite
         if layer.digest in sent:
             continue
         sent.add(layer.digest)
-        yield _header(_inner(layer.digest), layer.size)
+        yield _header(inner(layer.digest), layer.size)
         with blobs.path(layer.digest).open("rb") as file:
             while piece := file.read(CHUNK):
                 yield piece
@@ -381,12 +380,17 @@ def archive(image: Image, references: Sequence[str], *, without: int = 0) -> Ite
 
 def _whole_name(reference: str) -> str:
     """A reference with its registry; one without is of docker.io (distribution/reference, normalize.go)."""
+    return reference if has_registry(reference) else f"docker.io/{reference}"
+
+
+def has_registry(reference: str) -> bool:
+    """Whether a reference begins with a registry, and not with a part of a name (distribution/reference)."""
     host, slash, _ = reference.partition("/")
-    named = slash and ("." in host or ":" in host or host == "localhost")
-    return reference if named else f"docker.io/{reference}"
+    return bool(slash) and ("." in host or ":" in host or host == "localhost")
 
 
-def _inner(digest: str) -> str:
+def inner(digest: str) -> str:
+    """Where a blob lies in a layout."""
     return f"blobs/sha256/{digest.removeprefix('sha256:')}"
 
 

@@ -6,6 +6,7 @@ It is not part of what is promised to be the same everywhere, and has layers of 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -72,8 +73,13 @@ def of_wheels(
 
 def _archive(one: Wheel, places: Places, version: str) -> Path:
     """Where the bytecode of a wheel is kept."""
-    key = blobs.key("bytecode", VERSION, COMPILER.read_text(encoding="utf-8"), places.prefix, version, one.sha256)
+    key = blobs.key("bytecode", VERSION, _compiler(), places.prefix, version, one.sha256)
     return home.layers() / "bytecode" / f"{one.sha256}-{key[:16]}.zip"
+
+
+@functools.cache
+def _compiler() -> str:
+    return COMPILER.read_text(encoding="utf-8")
 
 
 def _compile(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labrig import blobs, oci
+from labrig.base import ARCHITECTURES
 from labrig.blobs import Layer
 from labrig.errors import BuildError, DistributeError, Interrupted, UsageError
 from labrig.files import CHUNK
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from requests import Response
 
 PIECE = 16 * CHUNK  # bytes that are sent at once
+ACCEPTED = {"Accept": ", ".join(oci.MANIFESTS + oci.INDEXES)}
 TIMEOUT = (10, 300)  # seconds to connect, and between two bytes
 DENIED = re.compile(r"\b(401|403)\b|password|authentication")
 REFERENCE = re.compile(
@@ -129,7 +131,7 @@ def read_image(
         documents: list[str] = []
         manifest = json.loads(small(descriptor))
         if "manifests" in manifest:
-            architecture = oci.ARCHITECTURES[platform]
+            architecture = ARCHITECTURES[platform]
             fits = [
                 one
                 for one in manifest["manifests"]
@@ -289,10 +291,9 @@ def _put_manifest(registry: Registry, place: Container, name: str, one: Document
     )
 
 
-def _get(registry: Registry, place: Container, kind: str, digest: str) -> bytes:
-    accepted = {"Accept": ", ".join(oci.MANIFESTS + oci.INDEXES)}
-    url = f"{place.registry}/v2/{place.api_prefix}/{kind}/{digest}"
-    content = _ask(registry, "GET", url, (200,), headers=accepted).content
+def _get(registry: Registry, place: Container, digest: str) -> bytes:
+    """A small blob, proven."""
+    content = _ask(registry, "GET", place.get_blob_url(digest), (200,)).content
     if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
         raise DistributeError("the registry gives another document than was asked for", found=digest)
     return content
@@ -300,16 +301,19 @@ def _get(registry: Registry, place: Container, kind: str, digest: str) -> bytes:
 
 def _download(registry: Registry, place: Container, kind: str, digest: str, to: Path) -> None:
     url = f"{place.registry}/v2/{place.api_prefix}/{kind}/{digest}"
-    accepted = {"Accept": ", ".join(oci.MANIFESTS + oci.INDEXES)} if kind == "manifests" else None
-    with _ask(registry, "GET", url, (200,), stream=True, headers=accepted) as answer, to.open("wb") as file:
+    with (
+        _ask(
+            registry, "GET", url, (200,), stream=True, headers=dict(ACCEPTED) if kind == "manifests" else None
+        ) as answer,
+        to.open("wb") as file,
+    ):
         for piece in answer.iter_content(CHUNK):
             file.write(piece)
 
 
 def _with_others(registry: Registry, place: Container, tag: str, image: Image) -> Document:
     """What the tag is to name: the image, or an index of it and of those for other platforms that the tag names now."""
-    accepted = {"Accept": ", ".join(oci.MANIFESTS + oci.INDEXES)}
-    answer = _ask(registry, "GET", place.manifest_url(tag), (200, 404), headers=accepted)
+    answer = _ask(registry, "GET", place.manifest_url(tag), (200, 404), headers=dict(ACCEPTED))
     if answer.status_code == 404:
         return image.manifest
     try:
@@ -317,7 +321,7 @@ def _with_others(registry: Registry, place: Container, tag: str, image: Image) -
         if "manifests" in there:
             others = [one for one in there["manifests"] if one["platform"]["architecture"] != "unknown"]  # attestations
         else:
-            config = json.loads(_get(registry, place, "blobs", there["config"]["digest"]))
+            config = json.loads(_get(registry, place, there["config"]["digest"]))
             digest = f"sha256:{hashlib.sha256(answer.content).hexdigest()}"
             platform = {"architecture": config["architecture"], "os": config["os"]}
             media_type = there.get("mediaType", oci.MANIFEST)
