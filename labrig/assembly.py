@@ -5,6 +5,7 @@ From the bottom: the base, an empty environment with its user, the wheels, their
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -134,14 +135,11 @@ def _of_layout(source: str, platform: str) -> tuple[tuple[Layer, ...], dict[str,
     """The base in a layout: its layers, its config, its digest."""
     folder, _, tag = source.removeprefix(LAYOUT).partition(":")
     descriptor = oci.find_image(Path(folder), tag)
-    under, config = registry.read_image(
-        descriptor,
-        platform,
-        lambda one: oci.read_blob(Path(folder), one),
-        lambda one, to: _copy(Path(folder) / oci.inner(str(one["digest"])), to),
-        source,
-    )
-    return under, config, str(descriptor["digest"])
+    image = registry.read_image(descriptor, platform, lambda one: oci.read_blob(Path(folder), one), source)
+    for layer in image.layers:
+        if not blobs.is_untouched(blobs.path(layer.digest), layer.size):
+            registry.keep(layer.digest, functools.partial(_copy, Path(folder) / oci.inner(layer.digest)))
+    return image.layers, json.loads(image.config.content), str(descriptor["digest"])
 
 
 def _copy(blob: Path, to: Path) -> None:

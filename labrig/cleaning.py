@@ -54,7 +54,11 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
         kept = {venv.folder(locked) for locked in locks} | _conda_folders(table, root)
         kept.update(place.with_suffix("") for place in busy)
         places = [place for place in places if place not in kept and place.suffix != native.GUARD]
-        places += [file for file in _entries(home.wheels() / "partial") if not _is_locked(file)]
+        places += [
+            file
+            for file in (*_entries(home.wheels() / "partial"), *_entries(home.layers() / "partial"))
+            if not _is_locked(file)
+        ]
         places += [place for place in home.contexts().glob("[!.]*") if place.name not in table.targets]
         places += base.former()[0]
         places += blobs.stale(one.sha256 for locked in locks for one in locked.wheels)

@@ -1,9 +1,9 @@
-"""One wheel into its partial file, and from there, verified, to its place.
+"""One file, a wheel or a layer, into its partial file, and from there, verified, to its place.
 
-``Transfer`` says which wheel, from where, to where; ``download`` does it. After Ctrl-C or ``kill -9`` the next run
-asks for the rest (HTTP ranges). The lock's SHA-256 says whether the rest fits, which is stronger than If-Range and lets
+``Transfer`` says which one, from where, to where; ``download`` does it. After Ctrl-C or ``kill -9`` the next run
+asks for the rest (HTTP ranges). The known SHA-256 says whether the rest fits, which is stronger than If-Range and lets
 another mirror finish the file: when the digest is wrong after a resume, the file is fetched once from its beginning.
-``flock`` on the partial file keeps two processes from writing the same wheel.
+``flock`` on the partial file keeps two processes from writing the same file.
 
 ``is_whole`` tells what needs no download; ``size_asker`` learns a file's size without one.
 """
@@ -15,7 +15,7 @@ import fcntl
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -24,34 +24,44 @@ from labrig.crew import Crew
 from labrig.errors import FetchError
 from labrig.files import CHUNK
 from labrig.indexes import Sources, open_client, reason, redact
-from labrig.lock import Wheel
 from labrig.progress import Progress
 
 if TYPE_CHECKING:
-    from unearth.fetchers import PyPIClient
+    from httpx2 import Client
 
 TRIES = 5  # in a row that bring no byte
+LONGEST_WAIT = 60  # seconds that a server may ask for; it is tried sooner where it asks for more
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """A wheel to bring from ``url`` to ``final`` by way of ``partial``, where ``left`` bytes of it lay at the start."""
+    """A file to bring from ``url`` to ``final`` by way of ``partial``, where ``left`` bytes of it lay at the start.
 
-    wheel: Wheel
+    ``said_by`` is what knows its digest and its ``size`` in bytes.
+    """
+
+    file: str
+    sha256: str
+    size: int
     url: str
     partial: Path
     final: Path
     left: int
+    said_by: str = "the lock"
 
 
 class _Again(Exception):
-    """A transfer that may succeed when tried again."""
+    """A transfer that may succeed when tried again, ``after`` so many seconds where the server says it."""
+
+    def __init__(self, why: str, after: float = 0.0) -> None:
+        super().__init__(why)
+        self.after = after
 
 
-def is_whole(path: Path, wheel: Wheel) -> bool:
-    """Whether ``path`` is a file of the wheel's size."""
+def is_whole(path: Path, size: int) -> bool:
+    """Whether ``path`` is a file of that size."""
     try:
-        return path.stat().st_size == wheel.size
+        return path.stat().st_size == size
     except OSError:
         return False
 
@@ -67,7 +77,7 @@ def size_asker(sources: Sources) -> Iterator[Callable[[str], int]]:
         yield lambda url: _ask_size(url, client())
 
 
-def _ask_size(url: str, client: PyPIClient) -> int:
+def _ask_size(url: str, client: Client) -> int:
     import httpx2
 
     try:
@@ -85,37 +95,36 @@ def _ask_size(url: str, client: PyPIClient) -> int:
     return int(size)
 
 
-def download(transfer: Transfer, client: PyPIClient, crew: Crew, progress: Progress) -> int:
-    """Bring one wheel to its place, unless another process does; returns the bytes received.
+def download(transfer: Transfer, client: Client, crew: Crew, progress: Progress) -> int:
+    """Bring one file to its place, unless another process does; returns the bytes received.
 
     Raises FetchError (it cannot be had, or has a wrong digest), OSError (the disk) and Stopped.
     """
-    wheel = transfer.wheel
     with _claimed(transfer, crew, progress) as file:
         if file is None:
-            progress.advance(wheel.size - transfer.left)
+            progress.advance(transfer.size - transfer.left)
             return 0
         partial = _Partial(file, progress)
         partial.read(crew)
         progress.advance(partial.length - transfer.left)  # another process may have gone on
         earlier = partial.length > 0  # bytes that nothing vouches for
-        if partial.length > wheel.size:
+        if partial.length > transfer.size:
             partial.restart()
         received = 0
         while True:
-            received += _complete(transfer, partial, client, crew)
-            if partial.sha256 == wheel.sha256 and partial.length == wheel.size:
+            received += _complete(transfer, partial, client, crew, progress)
+            if partial.sha256 == transfer.sha256 and partial.length == transfer.size:
                 break
             if not earlier:
                 transfer.partial.unlink()
-                longer = partial.length > wheel.size  # what followed was not read
+                longer = partial.length > transfer.size  # what followed was not read
                 raise FetchError(
-                    f"{wheel.file} is not what the lock says",
+                    f"{transfer.file} is not what {transfer.said_by} says",
                     found=f"sha256 {partial.sha256} ({'the first ' * longer}{partial.length} bytes) from "
-                    f"{redact(transfer.url)}; locked: sha256 {wheel.sha256} ({wheel.size} bytes)",
+                    f"{redact(transfer.url)}; expected: sha256 {transfer.sha256} ({transfer.size} bytes)",
                     fix="nothing was kept; if the source is right and the lock is not, run `invoke lock --upgrade`",
                 )
-            progress.say(f"fetch: what was left of {wheel.file} does not fit: fetched from its beginning")
+            progress.say(f"fetch: what was left of {transfer.file} does not fit: fetched from its beginning")
             earlier = False
             partial.restart()
         transfer.final.parent.mkdir(parents=True, exist_ok=True)
@@ -125,8 +134,8 @@ def download(transfer: Transfer, client: PyPIClient, crew: Crew, progress: Progr
 
 @contextlib.contextmanager
 def _claimed(transfer: Transfer, crew: Crew, progress: Progress) -> Iterator[BinaryIO | None]:
-    """The partial file, for this process alone; None when another process has finished the wheel meanwhile."""
-    path, wheel = transfer.partial, transfer.wheel
+    """The partial file, for this process alone; None when another process has finished it meanwhile."""
+    path = transfer.partial
     told = False
     while True:
         with path.open("a+b", buffering=0) as file:
@@ -136,10 +145,10 @@ def _claimed(transfer: Transfer, crew: Crew, progress: Progress) -> Iterator[Bin
                     break
                 except BlockingIOError:
                     if not told:
-                        progress.say(f"fetch: waiting for another process that fetches {wheel.file}")
+                        progress.say(f"fetch: waiting for another process that fetches {transfer.file}")
                         told = True
                     crew.wait(0.1)
-            if is_whole(transfer.final, wheel):
+            if is_whole(transfer.final, transfer.size):
                 with contextlib.suppress(FileNotFoundError):
                     if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                         path.unlink()  # made by this very open
@@ -152,13 +161,12 @@ def _claimed(transfer: Transfer, crew: Crew, progress: Progress) -> Iterator[Bin
         # The file was moved or removed by its former owner: take the new one.
 
 
-def _complete(transfer: Transfer, partial: _Partial, client: PyPIClient, crew: Crew) -> int:
+def _complete(transfer: Transfer, partial: _Partial, client: Client, crew: Crew, progress: Progress) -> int:
     """Receive what is missing, with repetitions; returns the bytes received."""
     import httpx2
 
-    wheel = transfer.wheel
     received = failures = 0
-    while partial.length < wheel.size:
+    while partial.length < transfer.size:
         before = partial.received
         try:
             _receive(transfer, partial, client, crew)
@@ -175,23 +183,26 @@ def _complete(transfer: Transfer, partial: _Partial, client: PyPIClient, crew: C
             if failures >= tries:
                 why = str(error) if isinstance(error, _Again) else reason(error)
                 raise FetchError(
-                    f"{wheel.file} cannot be downloaded",
-                    found=f"{redact(transfer.url)}: {why}; {partial.length} of {wheel.size} bytes are here",
+                    f"{transfer.file} cannot be downloaded",
+                    found=f"{redact(transfer.url)}: {why}; {partial.length} of {transfer.size} bytes are here",
                     fix="run it again: it goes on where it stopped",
                 ) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise FetchError(
-                f"{wheel.file} cannot be downloaded",
+                f"{transfer.file} cannot be downloaded",
                 found=f"{redact(transfer.url)}: {reason(error)}",
                 fix="check the index and proxy settings (`pip config list`)",
             ) from error
+            if isinstance(error, _Again) and error.after:
+                progress.say(f"{transfer.file}: the server asks to wait {error.after:.0f} s")
+                crew.wait(error.after)
+                continue
         crew.back_off(failures)
     return received
 
 
-def _receive(transfer: Transfer, partial: _Partial, client: PyPIClient, crew: Crew) -> None:
+def _receive(transfer: Transfer, partial: _Partial, client: Client, crew: Crew) -> None:
     """One request for the rest of the file. Raises _Again when the server may do better next time."""
-    wheel = transfer.wheel
     headers = {"Accept-Encoding": "identity"}
     if partial.length:
         headers["Range"] = f"bytes={partial.length}-"
@@ -205,20 +216,26 @@ def _receive(transfer: Transfer, partial: _Partial, client: PyPIClient, crew: Cr
             partial.restart()
             raise _Again(f"HTTP {status} for a range")
         elif status >= 500 or status in (408, 429):
-            raise _Again(f"HTTP {status} {response.reason_phrase}")
+            raise _Again(f"HTTP {status} {response.reason_phrase}", _asked_to_wait(response.headers))
         else:
             raise FetchError(
-                f"{wheel.file} cannot be downloaded",
+                f"{transfer.file} cannot be downloaded",
                 found=f"{redact(transfer.url)}: HTTP {status} {response.reason_phrase}",
                 fix="check the index, its credentials and the proxy (`pip config list`)",
             )
         for chunk in response.iter_bytes():
             crew.check()
             partial.append(chunk)
-            if partial.length > wheel.size:
+            if partial.length > transfer.size:
                 return
-        if partial.length < wheel.size and "Content-Length" not in response.headers:
+        if partial.length < transfer.size and "Content-Length" not in response.headers:
             raise _Again("the connection was closed early")
+
+
+def _asked_to_wait(headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks for (RFC 9110, section 10.2.3), where that is no longer than people wait, else 0."""
+    said = headers.get("Retry-After", "")
+    return float(said) if said.isdigit() and int(said) <= LONGEST_WAIT else 0.0
 
 
 class _Partial:

@@ -31,6 +31,7 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 EMPTY = "application/vnd.oci.empty.v1+json"
 CYCLONEDX = "application/vnd.cyclonedx+json"
 TAG = "org.opencontainers.image.ref.name"  # the annotation by which a layout names an image
+MADE = "labrig: "  # before a layer's title, in an image's history
 LAYOUT = {"imageLayoutVersion": "1.0.0"}
 # A base may come from Docker's own format; its layers are the same bytes by another name.
 DOCKER = {
@@ -110,7 +111,7 @@ def assemble(
             "architecture": ARCHITECTURES[platform],
             "config": dict(settings),
             "created": CREATED,
-            "history": [{"created": CREATED, "created_by": f"labrig: {layer.title}"} for layer in layers],
+            "history": [{"created": CREATED, "created_by": f"{MADE}{layer.title}"} for layer in layers],
             "os": "linux",
             "rootfs": {"diff_ids": [layer.diff_id for layer in layers], "type": "layers"},
         },

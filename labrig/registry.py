@@ -13,27 +13,34 @@ import json
 import logging
 import os
 import re
-import sys
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labrig import blobs, oci
+from labrig import blobs, home, oci
 from labrig.base import ARCHITECTURES
 from labrig.blobs import Layer
-from labrig.errors import BuildError, DistributeError, Interrupted, UsageError
+from labrig.crew import Crew
+from labrig.download import LONGEST_WAIT, Transfer, download
+from labrig.errors import BuildError, DistributeError, FetchError, Interrupted, UsageError
 from labrig.files import CHUNK
 from labrig.oci import Document, Image
 from labrig.progress import Progress, megabytes
 
 if TYPE_CHECKING:
+    from httpx2 import Auth, Client, Request
+    from httpx2 import Response as Answer
     from oras.container import Container
     from oras.provider import Registry
     from requests import Response
 
 PIECE = 16 * CHUNK  # bytes that are sent at once
 ACCEPTED = {"Accept": ", ".join(oci.MANIFESTS + oci.INDEXES)}
+BUSY = (429, 502, 503, 504)  # answers after which it is tried again
+JOBS = 4  # layers that are pulled at once
 TIMEOUT = (10, 300)  # seconds to connect, and between two bytes
 DENIED = re.compile(r"\b(401|403)\b|password|authentication")
 REFERENCE = re.compile(
@@ -92,44 +99,106 @@ def pull_base(reference: str, platform: str, *, offline: bool = False) -> tuple[
         BuildError: ``offline``, and something is not there.
         DistributeError: the registry cannot be reached, has no such image, or gives another one.
     """
+    image = look(reference, platform, offline=offline)
+    todo = [one for one in image.layers if not blobs.is_untouched(blobs.path(one.digest), one.size)]
+    if todo and offline:
+        raise _offline(reference, todo[0].digest)
+    if todo:
+        bring(reference, todo)
+    return image.layers, dict(json.loads(image.config.content))
+
+
+def look(reference: str, platform: str, *, offline: bool = False) -> Image:
+    """The image ``HOST/NAME@DIGEST`` for a platform, as its manifest has it; no layer is fetched.
+
+    Raises what :func:`pull_base` raises.
+    """
     found = _parse(reference)
     if not found["digest"]:
         raise UsageError(f"{reference} is not pinned", fix="name HOST/NAME@sha256:DIGEST")
 
-    def fetch(descriptor: Mapping[str, Any], to: Path) -> None:
-        digest = str(descriptor["digest"])
-        if offline:
-            raise BuildError(f"the base {reference} cannot be had offline", found=digest, fix="build online, once")
-        is_manifest = descriptor.get("mediaType", oci.MANIFEST) in oci.MANIFESTS + oci.INDEXES
-        if not is_manifest:
-            size = megabytes(int(descriptor.get("size", 0)))
-            print(f"pulling {reference}: {digest[:19]}, {size}", file=sys.stderr)
-        with _connected(reference) as (registry, place):
-            _download(registry, place, "manifests" if is_manifest else "blobs", digest, to)
-
     def small(descriptor: Mapping[str, Any]) -> bytes:
-        if not blobs.path(str(descriptor["digest"])).exists():
-            _keep(descriptor, fetch)
-        return blobs.path(str(descriptor["digest"])).read_bytes()
+        digest = str(descriptor["digest"])
+        if not blobs.path(digest).exists():
+            if offline:
+                raise _offline(reference, digest)
+            is_manifest = descriptor.get("mediaType", oci.MANIFEST) in oci.MANIFESTS + oci.INDEXES
+            with _connected(reference) as (registry, place):
+                url = f"{place.registry}/v2/{place.api_prefix}/{'manifests' if is_manifest else 'blobs'}/{digest}"
+                headers = dict(ACCEPTED) if is_manifest else None
+                content = _ask(registry, "GET", url, (200,), headers=headers).content
+                keep(digest, lambda to: to.write_bytes(content))
+        return blobs.path(digest).read_bytes()
 
-    return read_image({"digest": found["digest"]}, platform, small, fetch, reference)
+    return read_image({"digest": found["digest"]}, platform, small, reference)
+
+
+def bring(reference: str, layers: Sequence[Layer]) -> int:
+    """Bring layers of ``HOST/NAME@DIGEST`` into the store, proven, from where an earlier run stopped; gives the bytes
+    that were received.
+
+    Raises:
+        DistributeError: the registry cannot be reached, refuses, or gives something else than was asked for.
+        BuildError: the disk is full or cannot be written.
+        Interrupted: Ctrl-C; what came is kept.
+    """
+    partial = home.layers() / "partial"
+    todo = {one.digest: one for one in layers}
+    with _connected(reference) as (registry, place), Progress("pull") as progress:
+        transfers = []
+        for one in sorted(todo.values(), key=lambda one: -one.size):
+            name = one.digest.removeprefix("sha256:")
+            left = (partial / name).stat().st_size if (partial / name).exists() else 0
+            url = f"{registry.prefix}://{place.get_blob_url(one.digest)}"
+            blob = blobs.path(one.digest)
+            blob.unlink(missing_ok=True)  # it is not there, or not as it was
+            transfers.append(Transfer(one.title, name, one.size, url, partial / name, blob, left, "its digest"))
+        crew = Crew(JOBS)
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            _require_room(partial, sum(max(0, one.size - one.left) for one in transfers))
+            progress.start(sum(one.size for one in transfers), done=sum(one.left for one in transfers))
+            with _downloads(registry, crew) as client:
+                received = crew.each(lambda one: _bring(one, client, crew, progress), transfers)
+        except OSError as error:
+            raise blobs.unwritable(error, partial) from error
+        except FetchError as error:
+            again = "run it again: it goes on where it stopped"
+            raise DistributeError(error.what, found=error.found, fix=again) from None
+    return sum(received.values())
+
+
+def _bring(transfer: Transfer, client: Client, crew: Crew, progress: Progress) -> int:
+    received = download(transfer, client, crew, progress)
+    blobs.seal(transfer.final)
+    return received
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise BuildError(
+            f"not enough room in {folder}", found=f"{megabytes(free)} free, {megabytes(needed)} needed",
+            fix="make room, or set LABRIG_CACHE to a folder on a larger disk",
+        )  # fmt: skip
+
+
+def _offline(reference: str, digest: str) -> BuildError:
+    return BuildError(f"{reference} cannot be had offline", found=f"not here: {digest}", fix="run it online, once")
 
 
 def read_image(
-    descriptor: Mapping[str, Any],
-    platform: str,
-    small: Callable[[Mapping[str, Any]], bytes],
-    fetch: Callable[[Mapping[str, Any], Path], None],
-    called: str,
-) -> tuple[tuple[Layer, ...], dict[str, Any]]:
-    """The layers of an image, brought into the store, and its config; ``small`` reads a document, ``fetch`` a blob.
+    descriptor: Mapping[str, Any], platform: str, small: Callable[[Mapping[str, Any]], bytes], called: str
+) -> Image:
+    """The image for a platform that a descriptor stands for; ``small`` reads a document that a descriptor names.
 
     Raises:
-        DistributeError: there is none for the platform; a blob is not what its digest says.
+        DistributeError: there is none for the platform, or it is no image.
     """
     try:
-        documents: list[str] = []
-        manifest = json.loads(small(descriptor))
+        documents = [str(descriptor["digest"])]
+        content = small(descriptor)
+        manifest = json.loads(content)
         if "manifests" in manifest:
             architecture = ARCHITECTURES[platform]
             fits = [
@@ -139,36 +208,42 @@ def read_image(
             ]
             if not fits:
                 raise DistributeError(f"{called} has no image for linux/{architecture}", fix="name another base")
-            documents = [str(fits[0]["digest"])]
-            manifest = json.loads(small(fits[0]))
-        config = json.loads(small(manifest["config"]))
+            documents.append(str(fits[0]["digest"]))
+            content = small(fits[0])
+            manifest = json.loads(content)
+        config = Document(str(manifest["config"].get("mediaType", oci.CONFIG)), small(manifest["config"]))
+        said = json.loads(config.content)
+        titles = [str(one.get("created_by", "")) for one in said.get("history", []) if not one.get("empty_layer")]
         layers = []
-        digests = [str(descriptor["digest"]), str(manifest["config"]["digest"])]
-        for one, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):
+        for number, (one, diff_id) in enumerate(zip(manifest["layers"], said["rootfs"]["diff_ids"], strict=True)):
+            if not oci.DIGEST.fullmatch(one["digest"]) or int(one["size"]) < 0:
+                raise ValueError(f"a layer that cannot be: {str(one)[:80]}")
             media_type = oci.DOCKER.get(one["mediaType"], one["mediaType"])
-            if not blobs.is_untouched(blobs.path(one["digest"]), int(one["size"])):
-                _keep(one, fetch)
-            layers.append(
-                Layer(f"base: {str(one['digest'])[:19]}", one["digest"], diff_id, int(one["size"]), 0, media_type)
-            )
-        blobs.remember(f"base: {called}", [*documents, *digests])
-        return tuple(layers), dict(config)
-    except (KeyError, TypeError, ValueError) as error:
+            title = titles[number].removeprefix(oci.MADE) if number < len(titles) else ""
+            layers.append(Layer(title or one["digest"][:19], one["digest"], diff_id, int(one["size"]), 0, media_type))
+        documents += [str(manifest["config"]["digest"]), *(one.digest for one in layers)]
+        blobs.remember(f"image: {called}", documents)
+        kind = Document(str(manifest.get("mediaType", oci.MANIFEST)), content)
+        return Image(platform, tuple(layers), config, kind)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DistributeError(
             f"{called} is no image that labrig can read", found=f"{type(error).__name__}: {error}"
         ) from None
 
 
-def _keep(descriptor: Mapping[str, Any], fetch: Callable[[Mapping[str, Any], Path], None]) -> None:
-    """Bring a blob into the store, proven."""
-    digest = str(descriptor["digest"])
+def keep(digest: str, fill: Callable[[Path], object]) -> None:
+    """Bring a blob into the store, proven; ``fill`` writes it to the file it is given.
+
+    Raises:
+        DistributeError: it is not what its digest says.
+    """
     folder = blobs.path(digest).parent
     folder.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=blobs.ABANDONED, dir=folder)
     os.close(handle)
     temporary = Path(name)
     try:
-        fetch(descriptor, temporary)
+        fill(temporary)
         with temporary.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if f"sha256:{found}" != digest:
@@ -210,7 +285,7 @@ def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
             raise ValueError("it wants a user and a password")
         yield registry, place
     except KeyboardInterrupt:
-        raise Interrupted("it was interrupted", fix="run it again: what the registry has is not sent again") from None
+        raise Interrupted("it was interrupted", fix="run it again: what is there already is not sent again") from None
     except requests.RequestException as error:
         raise DistributeError(
             f"the registry {host} cannot be reached", found=_cause(error), fix="look at the address and the network"
@@ -230,13 +305,26 @@ def _client(host: str, *, insecure: bool) -> Registry:
     from urllib3.util import Retry
 
     class Client(Registry):  # type: ignore[misc]  # oras has no types
-        do_request = Registry.do_request.__wrapped__
         asks_for_password = False
+
+        def do_request(self, url: str, method: str = "GET", headers: Any = None, **how: Any) -> Response:
+            """A request with what is known to open the door, and once more with what a 401 asks for."""
+            sent = dict(headers or {})
+            sent |= _credentials(self)
+            answer: Response = self.session.request(method, url, headers=sent, **how)
+            if answer.status_code != 401 or self.asks_for_password:
+                return answer
+            self.auth.token = None  # it was for something less, such as reading, or is too old
+            sent, changed = self.auth.authenticate_request(answer, dict(headers or {}))
+            return self.session.request(method, url, headers=sent, **how) if changed else answer
 
     client = Client(insecure=insecure)
 
     def adapt(one: Client) -> None:
-        tries = Retry(3, backoff_factor=0.5, status_forcelist=(502, 503, 504), raise_on_status=False)
+        tries = Retry(
+            3, backoff_factor=0.5, status_forcelist=BUSY, raise_on_status=False, retry_after_max=LONGEST_WAIT,
+            allowed_methods=None,  # a piece that came in after all is refused the second time, and the push with it
+        )  # fmt: skip
         one.session.mount(f"{one.prefix}://", HTTPAdapter(max_retries=tries))
         one.session.request = functools.partial(one.session.request, timeout=TIMEOUT)
 
@@ -299,16 +387,52 @@ def _get(registry: Registry, place: Container, digest: str) -> bytes:
     return content
 
 
-def _download(registry: Registry, place: Container, kind: str, digest: str, to: Path) -> None:
-    url = f"{place.registry}/v2/{place.api_prefix}/{kind}/{digest}"
-    with (
-        _ask(
-            registry, "GET", url, (200,), stream=True, headers=dict(ACCEPTED) if kind == "manifests" else None
-        ) as answer,
-        to.open("wb") as file,
-    ):
-        for piece in answer.iter_content(CHUNK):
-            file.write(piece)
+@contextlib.contextmanager
+def _downloads(registry: Registry, crew: Crew) -> Iterator[Client]:
+    """A client for large blobs, with the settings and credentials of the registry's."""
+    import ssl
+
+    import httpx2
+
+    address = f"{registry.prefix}://{registry.hostname}/"
+    settings = registry.session.merge_environment_settings(address, {}, None, None, None)
+    verify = settings["verify"] if isinstance(settings["verify"], str) else ""
+    context = ssl.create_default_context(cafile=verify) if verify else True
+    proxy = settings["proxies"].get(registry.prefix)
+    client = httpx2.Client(
+        auth=_login(registry), verify=context, proxy=proxy, follow_redirects=True, trust_env=False,
+        timeout=httpx2.Timeout(TIMEOUT[1], connect=TIMEOUT[0]),
+    )  # fmt: skip
+    try:
+        yield client
+    finally:
+        if not crew.is_working():  # else a thread hangs in a connection, which the end of the process closes
+            client.close()
+
+
+def _login(registry: Registry) -> Auth:
+    """The credentials of the registry's client, renewed when they are too old."""
+    import httpx2
+
+    class Login(httpx2.Auth):
+        lock = threading.Lock()
+
+        def auth_flow(self, request: Request) -> Generator[Request, Answer, None]:
+            request.headers.update(_credentials(registry))
+            answer = yield request
+            if answer.status_code == 401:
+                with self.lock:
+                    registry.do_request(str(request.url), "HEAD")  # asks for a new token
+                request.headers.update(_credentials(registry))
+                yield request
+
+    return Login()
+
+
+def _credentials(registry: Registry) -> dict[str, str]:
+    if getattr(registry.auth, "token", None) or registry.asks_for_password:
+        return dict(registry.auth.get_auth_header())
+    return {}
 
 
 def _with_others(registry: Registry, place: Container, tag: str, image: Image) -> Document:

@@ -59,7 +59,7 @@ def find(wheel: Wheel, store: Path) -> Path:
 
 def missing(wheels: Iterable[Wheel], store: Path) -> list[Wheel]:
     """The wheels that are not in ``store``, judged by presence and size."""
-    return [wheel for wheel in wheels if not is_whole(find(wheel, store), wheel)]
+    return [wheel for wheel in wheels if not is_whole(find(wheel, store), wheel.size)]
 
 
 def fetch(
@@ -148,8 +148,8 @@ def _bring(
         (store / "partial").mkdir(parents=True, exist_ok=True)
         local = [wheel for wheel, link in links.items() if link.is_file]
         linked = {wheel for wheel in local if _hard_link(links[wheel].file_path, find(wheel, store))}
-        transfers = [_transfer(one, links[one].url_without_fragment, store) for one in links if one not in linked]
-        transfers.sort(key=lambda one: (one.wheel not in bound, -one.wheel.size))  # the longest first
+        todo = sorted(set(links) - linked, key=lambda one: (one not in bound, -one.size))  # the longest first
+        transfers = {one: _transfer(one, links[one].url_without_fragment, store) for one in todo}
         received = _download_all(transfers, store, client, crew, progress)
     remote = [wheel for wheel, link in links.items() if not link.is_file]
     done = Fetched(
@@ -202,14 +202,14 @@ def _transfer(wheel: Wheel, url: str, store: Path) -> Transfer:
     left = 0
     with contextlib.suppress(FileNotFoundError):
         left = partial.stat().st_size
-    return Transfer(wheel, url, partial, find(wheel, store), left)
+    return Transfer(wheel.file, wheel.sha256, wheel.size, url, partial, find(wheel, store), left)
 
 
 def _download_all(
-    transfers: list[Transfer], store: Path, client: PyPIClient, crew: Crew, progress: Progress
+    transfers: Mapping[Wheel, Transfer], store: Path, client: PyPIClient, crew: Crew, progress: Progress
 ) -> dict[Wheel, int]:
     """The bytes received for each wheel. Raises FetchError when there is too little room, before the first byte."""
-    needed = sum(max(0, one.wheel.size - one.left) for one in transfers)
+    needed = sum(max(0, one.size - one.left) for one in transfers.values())
     try:
         free = shutil.disk_usage(store).free
         if free < needed:
@@ -219,11 +219,10 @@ def _download_all(
                 fix="free some space, or set LABRIG_CACHE to a folder on a larger disk",
             )
         if transfers:
-            progress.start(_bytes(one.wheel for one in transfers), done=sum(one.left for one in transfers))
-        received = crew.each(lambda one: download(one, client, crew, progress), transfers)
+            progress.start(_bytes(transfers), done=sum(one.left for one in transfers.values()))
+        return crew.each(lambda one: download(transfers[one], client, crew, progress), list(transfers))
     except OSError as error:
         raise _disk_error(error, store, needed) from error
-    return {one.wheel: count for one, count in received.items()}
 
 
 def _bytes(wheels: Iterable[Wheel]) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import registries
@@ -334,11 +335,11 @@ def pushed(layout: tuple[Path, Exported], tmp_path_factory: pytest.TempPathFacto
 
 
 def edited(tmp_path: Path) -> Path:
-    """A copy of the checkout with another lab."""
+    """A copy of the checkout with another lab, which no engine has from an earlier run."""
     checkout = tmp_path / "edited"
     shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".*", "__pycache__", "results", "tests", "bench"))
     lab = sorted((checkout / "labs").glob("[0-9]*.py"))[0]
-    lab.write_text(lab.read_text() + "# edited\n")
+    lab.write_text(f"{lab.read_text()}# edited {uuid4()}\n")
     return checkout
 
 

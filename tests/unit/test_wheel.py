@@ -708,7 +708,7 @@ def test_a_bomb_that_says_what_it_is_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, raw_wheel(*many))
 
 
-# VmHWM, for ru_maxrss of a process begins at what its parent had in use when it started it (fs/exec.c, setmax_mm_hiwater_rss).
+# VmHWM, for ru_maxrss of a process begins with what its parent had in use (Linux, fs/exec.c: setmax_mm_hiwater_rss).
 MEASURED = """
 import sys
 from pathlib import Path
