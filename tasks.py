@@ -273,6 +273,88 @@ def build(
 @task(
     help={
         "target": TARGET,
+        "platform": "for another platform than this host's",
+        "check": "exit 6 if the image is more than 5 % above its row's size_mb; above 2 % is a warning",
+        "write": "put its layers into images/sizes.tsv, and render what shows them",
+        "index": INDEX,
+        "offline": OFFLINE,
+        "json": AS_JSON,
+    },
+    iterable=["index"],
+)
+@cli.door
+def sizes(
+    c: Context,
+    target: str = "",
+    platform: str = "",
+    check: bool = False,
+    write: bool = False,
+    index: list[str] | None = None,
+    offline: bool = False,
+    json: bool = False,
+) -> None:
+    """Say how many bytes the image of a target is to pull, layer by layer, against its budget."""
+    from labrig import sizes
+
+    found = sizes.examine(ROOT, target or None, platform, overrides=index or (), offline=offline)
+    if json:
+        cli.print_json(found.to_json())
+    else:
+        cli.print_table(sizes.SHOWN, sizes.rows(found.made, found.before), title=found.title)
+    if write:
+        for file in sizes.write(ROOT, found):
+            print(f"written: {file}", file=sys.stderr)
+    if check and (warning := sizes.check(found.target, found.made, found.before)):
+        print(warning, file=sys.stderr)
+
+
+@task(
+    help={
+        "target": TARGET,
+        "registry": "where to: HOST/NAMESPACE; the target's name and its tags come behind it",
+        "platform": "for another platform than this host's",
+        "index": INDEX,
+        "json": AS_JSON,
+    },
+    iterable=["index"],
+)
+@cli.door
+def publish(
+    c: Context,
+    target: str = "",
+    registry: str = "",
+    platform: str = "",
+    index: list[str] | None = None,
+    json: bool = False,
+) -> None:
+    """Send the verified image of a target to a registry, and note it in images/published.toml; prints its reference."""
+    from dataclasses import asdict
+
+    from labrig import publishing
+
+    entry = publishing.publish(ROOT, target or None, registry, platform=platform, overrides=index or ())
+    if json:
+        cli.print_json(asdict(entry))
+    else:
+        print(entry.reference)
+
+
+@task(help={"target": TARGET, "force": FORCE, "json": AS_JSON})
+@cli.door
+def pull(c: Context, target: str = "", force: bool = False, json: bool = False) -> None:
+    """Bring the published image of a target into the Docker engine, proven by its digest; prints its name there."""
+    from labrig import pulling
+
+    pulled = pulling.pull(ROOT, target or None, force=force)
+    if json:
+        cli.print_json(pulled.to_json())
+    else:
+        print(pulled.entry.image)
+
+
+@task(
+    help={
+        "target": TARGET,
         "engine": ENGINE,
         "lab": "one lab, such as 06 or 06_images (repeatable); without it all",
         "paradigm": "all labs of one, such as supervised (repeatable)",

@@ -18,6 +18,7 @@ from labrig.lock import Lock
 from labrig.spec import Table, Target
 
 if TYPE_CHECKING:
+    from labrig.assembly import Recipe
     from labrig.indexes import Sources
     from labrig.oci import Image
     from labrig.wheelhouse import Fetched
@@ -247,32 +248,19 @@ def export(
         LockError, FetchError, HostError, BuildError: it cannot be made.
         DistributeError: the registry cannot be reached, or refuses.
     """
-    from labrig import assembly, oci, registry
+    from labrig import oci, registry
 
-    table = spec.read(root / "images" / spec.TABLE)
-    host = read_host()
-    target = table.pick(name) if name else pick_best(table, host)
-    platform = platform or engine_platform("docker", host)
-    check_wish(wish, engine)
     if engine != "docker":
         raise UsageError("--output, --push and --platform are for images", found=f"--engine={engine}")
     if not (output or push):
         raise UsageError("--platform is for an image that goes elsewhere", fix="name --output or --push as well")
     if push and offline:
         raise UsageError("--push opens a connection, and --offline forbids that", fix="leave out one of them")
-    if (wish.builder or target.builder) != "layers":
-        raise UsageError("only the builder layers makes an image without an engine", fix="--builder=layers")
-    if "docker" not in target.engines or platform not in target.platforms:
-        raise UsageError(
-            f"target {target.name} has no image for {platform}",
-            found=f"platforms: {', '.join(target.platforms)}; engines: {', '.join(target.engines)}",
-        )
     if push:
         registry.require_tag(push)
-    locked = lock.load(target, platform, root / "images")
-    fetch_wheels = _fetcher(table, target, locked, overrides, offline=offline)
-    recipe = assembly.plan(target, locked, root, wish, offline=offline)
-    made = assembly.build(recipe, fetch_wheels, with_sbom=True)
+    drafted = draft(root, name, platform=platform, overrides=overrides, offline=offline, wish=wish)
+    target = drafted.recipe.target
+    made = drafted.build()
     places = []
     if output:
         tag = f"{target.name}-{target.torch}"
@@ -281,7 +269,55 @@ def export(
         print(f"{places[0]}: {named.digest}", file=sys.stderr)
     if push:
         places.append(registry.push(made, push))
-    return Exported(target, locked, made, tuple(places))
+    return Exported(target, drafted.recipe.lock, made, tuple(places))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An image that is to be made without an engine; ``fetch`` brings the wheels when they are needed."""
+
+    recipe: Recipe
+    fetch: engines.Fetch
+
+    def build(self) -> Image:
+        """Put it together, with its bill of materials. Raises what ``assembly.build`` raises."""
+        from labrig import assembly
+
+        return assembly.build(self.recipe, self.fetch, with_sbom=True)
+
+
+def draft(
+    root: Path,
+    name: str | None,
+    *,
+    platform: str = "",
+    overrides: Sequence[str] = (),
+    offline: bool = False,
+    wish: Wish = engines.ANY,
+) -> Draft:
+    """Decide what the image of a target is made of, for this machine or any other; no engine is asked.
+
+    Raises:
+        UsageError: a name, a platform or a wish that cannot be meant.
+        LockError, HostError, BuildError, DistributeError: no lock, or no base.
+    """
+    from labrig import assembly
+
+    table = spec.read(root / "images" / spec.TABLE)
+    host = read_host()
+    target = table.pick(name) if name else pick_best(table, host)
+    platform = platform or engine_platform("docker", host)
+    check_wish(wish, "docker")
+    if (wish.builder or target.builder) != "layers":
+        raise UsageError("only the builder layers makes an image without an engine", fix="--builder=layers")
+    if "docker" not in target.engines or platform not in target.platforms:
+        raise UsageError(
+            f"target {target.name} has no image for {platform}",
+            found=f"platforms: {', '.join(target.platforms)}; engines: {', '.join(target.engines)}",
+        )
+    locked = lock.load(target, platform, root / "images")
+    fetch_wheels = _fetcher(table, target, locked, overrides, offline=offline)
+    return Draft(assembly.plan(target, locked, root, wish, offline=offline), fetch_wheels)
 
 
 def make_base(root: Path, name: str | None = None, *, fresh: bool = False) -> str:

@@ -45,6 +45,11 @@ def layers() -> Path:
     return root() / "layers"
 
 
+def verified() -> Path:
+    """What `verify` found of images, by their digest."""
+    return root() / "verified"
+
+
 def uv_cache() -> Path:
     """uv's own cache, beside the environments so that it can hard-link into them."""
     return root() / "uv"

@@ -37,7 +37,12 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 def name(target: Target) -> str:
     """What the engine calls the images of a target."""
-    return f"labrig/{target.name}"
+    return name_of(target.name)
+
+
+def name_of(target: str) -> str:
+    """The same, by the target's name."""
+    return f"labrig/{target}"
 
 
 def labels(target: Target, lock: Lock) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from labrig import daemon, oci
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 TIMEOUT = 1800  # seconds between two answers: an engine is silent while it unpacks a large layer
 
 
-def load(client: DockerClient, made: Image, reference: str) -> None:
-    """Load an image under a name. Layers that the engine is known to have are not sent.
+def load(client: DockerClient, made: Image, reference: str, complete: Callable[[], None] = lambda: None) -> None:
+    """Load an image under a name. Layers that the engine is known to have are not sent, and need not be in the store;
+    ``complete`` brings them there where the engine turns out not to have them.
 
     Raises:
         BuildError: the engine refused it, or its disk is full; it has no image of that name then.
@@ -32,6 +33,7 @@ def load(client: DockerClient, made: Image, reference: str) -> None:
             raise
         # An image that had these layers may have been removed since.
         print("the engine did not take it without the layers that it had; sending all", file=sys.stderr)
+        complete()
         _send(client, made, reference, 0)
 
 

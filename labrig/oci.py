@@ -40,6 +40,7 @@ DOCKER = {
 }
 MANIFESTS = (MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+TAG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")  # distribution-spec, "Pulling manifests"
 INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
 
 
@@ -129,19 +130,24 @@ def assemble(
     if sbom is None:
         return Image(platform, tuple(layers), config, manifest)
     bill = Document(CYCLONEDX, sbom)
-    referrer = document(
+    return Image(platform, tuple(layers), config, manifest, bill, refer(manifest, bill, "sbom.cdx.json"))
+
+
+def refer(manifest: Document, about: Document, file: str) -> Document:
+    """The manifest that ties a document to an image; ``file`` is what others would call it (image-spec, manifest.md,
+    "Guidelines for Artifact Usage")."""
+    return document(
         MANIFEST,
         {
             "annotations": {"org.opencontainers.image.created": CREATED},
-            "artifactType": CYCLONEDX,
+            "artifactType": about.media_type,
             "config": EMPTY_DOCUMENT.descriptor(),
-            "layers": [bill.descriptor(annotations={"org.opencontainers.image.title": "sbom.cdx.json"})],
+            "layers": [about.descriptor(annotations={"org.opencontainers.image.title": file})],
             "mediaType": MANIFEST,
             "schemaVersion": 2,
             "subject": manifest.descriptor(),
         },
     )
-    return Image(platform, tuple(layers), config, manifest, bill, referrer)
 
 
 def describe(layer: Layer) -> dict[str, Any]:

@@ -45,7 +45,7 @@ TIMEOUT = (10, 300)  # seconds to connect, and between two bytes
 DENIED = re.compile(r"\b(401|403)\b|password|authentication")
 REFERENCE = re.compile(
     r"(?P<host>[A-Za-z0-9.-]+(?::\d+)?|\[[0-9a-f:]+\](?::\d+)?)/(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)"
-    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
+    rf"(?::(?P<tag>{oci.TAG_NAME.pattern}))?(?:@(?P<digest>{oci.DIGEST.pattern}))?"
 )
 
 
@@ -71,16 +71,42 @@ def push(image: Image, reference: str) -> str:
             sent = sum(_send(registry, place, one) for one in image.documents if one.media_type != oci.MANIFEST)
             progress.say(
                 f"push: {len(todo)} of {len(image.layers)} layers sent, "
-                f"{megabytes(sum(one.size for one in todo) + sent)}; the registry had the others"
+                f"{megabytes(sum(one.size for one in todo) + sent)}"
             )
         named = _with_others(registry, place, tag, image)
         _put_manifest(registry, place, image.digest, image.manifest)
-        if image.referrer:
-            answer = _put_manifest(registry, place, image.referrer.digest, image.referrer)
-            if "OCI-Subject" not in answer.headers:
-                _list_referrer(registry, place, image)
+        if image.sbom and image.referrer:
+            _refer(registry, place, image.digest, image.referrer, image.sbom.media_type)
         _put_manifest(registry, place, tag, named)  # last: until now nobody sees a difference
     return f"{found['host']}/{found['name']}@{named.digest}"
+
+
+def attach(image: Image, reference: str, about: Document, file: str) -> None:
+    """Send a document about an image of ``HOST/NAME:TAG`` that was pushed, and tie it to its digest. Raises what
+    :func:`push` raises."""
+    with _connected(reference) as (registry, place):
+        for one in (oci.EMPTY_DOCUMENT, about):
+            _send(registry, place, one)
+        _refer(registry, place, image.digest, oci.refer(image.manifest, about, file), about.media_type)
+
+
+def tag(image: Image, reference: str) -> None:
+    """Let ``HOST/NAME:TAG`` name an image that was pushed there, beside those for other platforms that it names."""
+    with _connected(reference) as (registry, place):
+        name = str(require_tag(reference)["tag"])
+        _put_manifest(registry, place, name, _with_others(registry, place, name, image))
+
+
+def digest_of(reference: str, platform: str) -> str:
+    """The digest of the image for a platform that ``HOST/NAME:TAG`` names; empty where it names none.
+
+    Raises:
+        DistributeError: the registry cannot be reached, or refuses.
+    """
+    with _connected(reference) as (registry, place):
+        found = _named(registry, place, str(require_tag(reference)["tag"]))
+    same = [one for one in found if one["platform"].get("architecture") == ARCHITECTURES[platform]]
+    return str(same[0]["digest"]) if same else ""
 
 
 def require_tag(reference: str) -> dict[str, str | None]:
@@ -437,32 +463,37 @@ def _credentials(registry: Registry) -> dict[str, str]:
 
 def _with_others(registry: Registry, place: Container, tag: str, image: Image) -> Document:
     """What the tag is to name: the image, or an index of it and of those for other platforms that the tag names now."""
-    answer = _ask(registry, "GET", place.manifest_url(tag), (200, 404), headers=dict(ACCEPTED))
-    if answer.status_code == 404:
-        return image.manifest
-    try:
-        there = json.loads(answer.content)
-        if "manifests" in there:
-            others = [one for one in there["manifests"] if one["platform"]["architecture"] != "unknown"]  # attestations
-        else:
-            config = json.loads(_get(registry, place, there["config"]["digest"]))
-            digest = f"sha256:{hashlib.sha256(answer.content).hexdigest()}"
-            platform = {"architecture": config["architecture"], "os": config["os"]}
-            media_type = there.get("mediaType", oci.MANIFEST)
-            others = [{"mediaType": media_type, "digest": digest, "size": len(answer.content), "platform": platform}]
-    except (ValueError, KeyError, TypeError):
-        return image.manifest  # the tag named something else than an image
-    others = [one for one in others if one["platform"] != image.descriptor()["platform"]]
+    others = [one for one in _named(registry, place, tag) if one["platform"] != image.descriptor()["platform"]]
     return oci.index([*others, image.descriptor()]) if others else image.manifest
 
 
-def _list_referrer(registry: Registry, place: Container, image: Image) -> None:
-    """For a registry without the referrers API: a tag names the list (distribution-spec, referrers tag schema)."""
-    assert image.referrer is not None  # noqa: S101 for the type checker
-    name = image.digest.replace(":", "-")
+def _named(registry: Registry, place: Container, tag: str) -> list[dict[str, Any]]:
+    """The descriptors of the images that a tag names, each with its platform."""
+    answer = _ask(registry, "GET", place.manifest_url(tag), (200, 404), headers=dict(ACCEPTED))
+    if answer.status_code == 404:
+        return []
+    try:
+        there = json.loads(answer.content)
+        if "manifests" in there:
+            return [one for one in there["manifests"] if one["platform"]["architecture"] != "unknown"]  # attestations
+        config = json.loads(_get(registry, place, there["config"]["digest"]))
+        digest = f"sha256:{hashlib.sha256(answer.content).hexdigest()}"
+        platform = {"architecture": config["architecture"], "os": config["os"]}
+        media_type = there.get("mediaType", oci.MANIFEST)
+        return [{"mediaType": media_type, "digest": digest, "size": len(answer.content), "platform": platform}]
+    except (ValueError, KeyError, TypeError):
+        return []  # it names something else than an image
+
+
+def _refer(registry: Registry, place: Container, subject: str, referrer: Document, kind: str) -> None:
+    answer = _put_manifest(registry, place, referrer.digest, referrer)
+    if "OCI-Subject" in answer.headers:
+        return
+    # A registry without the referrers API: a tag names the list (distribution-spec, referrers tag schema).
+    name = subject.replace(":", "-")
     answer = _ask(registry, "GET", place.manifest_url(name), (200, 404), headers={"Accept": oci.INDEX})
     listed = json.loads(answer.content).get("manifests", []) if answer.status_code == 200 else []
-    entry = image.referrer.descriptor(artifactType=oci.CYCLONEDX)
+    entry = referrer.descriptor(artifactType=kind)
     listed = [one for one in listed if one["digest"] != entry["digest"]] + [entry]
     whole = oci.document(oci.INDEX, {"manifests": listed, "mediaType": oci.INDEX, "schemaVersion": 2})
     _put_manifest(registry, place, name, whole)

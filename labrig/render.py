@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import base, compat, conda, files, image, interpreters, lock, matrix, support
+from labrig import base, compat, conda, files, image, interpreters, lock, matrix, published, sizes, support
 from labrig.errors import LockError, PendingError
 from labrig.files import write_atomically
 from labrig.lock import Lock
@@ -208,7 +208,7 @@ def _strays(table: Table, files: dict[Path, str]) -> list[Path]:
     locks = {lock.path(images, t.name, p) for t in table.targets.values() for p in t.platforms}
     locks |= {conda.path(images, t.name, p) for t in table.targets.values() if t.conda for p in t.platforms}
     locks |= {images / target.name / base.LOCK for target in table.targets.values() if target.base == "registry"}
-    kept = set(files) | locks | {table.path}
+    kept = set(files) | locks | {table.path, images / published.FILE, images / sizes.FILE}
     found = [file for file in images.rglob("*") if file.is_file() and file not in kept]
     if (workflow := _workflow(table)) not in kept and workflow.is_file() and _is_generated(workflow):
         found.append(workflow)

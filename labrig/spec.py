@@ -72,6 +72,7 @@ class Target:
     why: str
     base: str  # where the image under the wheels comes from: "bootstrap" or "registry"
     builder: str  # what makes its image: "layers" or "dockerfile"
+    size_mb: int | None  # budget of its image, compressed, in 10^6 bytes; None: none
     suite: Suite | None  # the Debian release whose Python is the row's; None: no image can be made
     conda: Conda | None  # None: the engine conda is not among the row's
     # derived from labrig/data
@@ -161,7 +162,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Table:
 _DERIVED = ("cuda", "min_driver", "capabilities", "glibc", "macos")
 _KEYS = frozenset(
     {"torch", "variant", "python", "index", "platforms", "packages", "companions", "engines", "unlocked", "why"}
-    | {"base", "builder", "suite"}
+    | {"base", "builder", "size_mb", "suite"}
     | set(_DERIVED)
 )
 
@@ -225,6 +226,7 @@ def _target(
         why=row.text("why"),
         base=base,
         builder=builder,
+        size_mb=row.count("size_mb") if "size_mb" in row.data else None,
         suite=suite,
         conda=_conda(row, conda, torch, variant, python, platforms) if "conda" in engines else None,
         cuda=".".join(cuda.split(".")[:2]) if cuda else None,
@@ -421,6 +423,9 @@ class _Row:
             f"{shown}, at least one, each once",
         )
         return tuple(value)
+
+    def count(self, key: str) -> int:
+        return int(self._get(key, lambda v: type(v) is int and 0 < v < 10**6, "a whole number from 1 to 999999"))
 
     def table(self, key: str) -> Mapping[str, Any]:
         value = self.data.get(key, {})

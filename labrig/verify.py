@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from labrig import checks, engines
+from labrig import checks, engines, verified
 from labrig.engines import Environment, Session
 from labrig.errors import LabrigError, VerifyError
 
@@ -101,7 +101,7 @@ def tally(record: Record) -> str:
 
 
 def verify(environment: Environment, *, require_device: bool = False) -> Record:
-    """Run every declared check of an environment.
+    """Run every declared check of an environment; what is found of an image is kept for `publish`.
 
     Raises:
         LabrigError: the suite itself could not run (a bug, or an environment that cannot be entered).
@@ -114,13 +114,17 @@ def verify(environment: Environment, *, require_device: bool = False) -> Record:
         context = Path(folder, "context.json")
         context.write_text(json.dumps(write_context(session, results, require_device)), encoding="utf-8")
         outcomes = _run_suite(session, context, results)
-    return Record(
+        identity = session.identity
+    record = Record(
         environment.target.name,
         environment.engine,
         environment.reference,
         tuple(_result(check, environment, outcomes) for check in checks.CHECKS),
         environment.forced,
     )
+    if identity:
+        verified.note(identity, environment.lock, record.to_json())
+    return record
 
 
 def write_context(session: Session, results: Path | None, require_device: bool) -> dict[str, object]:

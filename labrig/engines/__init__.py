@@ -73,7 +73,8 @@ class Session:
     ``run`` runs a command inside with this process's standard streams and returns its exit code; ``hostspec`` is the
     same place for testinfra (``local://``, ``docker://ID``); ``python`` the interpreter's name in there, ``probe`` the
     probe's. ``labs`` is the folder in there that holds the environment's own labs/, None where it has none and a
-    checkout's are run. ``facts`` is what the engine itself can tell `verify` (an image's labels).
+    checkout's are run. ``facts`` is what the engine itself can tell `verify` (an image's labels), ``identity`` what it
+    knows an image by, its digest.
     """
 
     environment: Environment
@@ -83,6 +84,7 @@ class Session:
     labs: Path | None = None
     probe: str = str(PROBE)
     facts: Callable[[], dict[str, Any]] = dict
+    identity: str = ""
 
 
 class Engine(Protocol):

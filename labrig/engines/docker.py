@@ -170,8 +170,9 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
                 }
 
             yield Session(
-                environment, run, f"docker://{started.id}", image.PYTHON, labs=image.LABS, probe=PROBE, facts=facts
-            )
+                environment, run, f"docker://{started.id}", image.PYTHON, labs=image.LABS, probe=PROBE, facts=facts,
+                identity=str(found.id),
+            )  # fmt: skip
 
 
 def _probe() -> Path:
