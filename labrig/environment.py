@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from labrig import compat, conda, engines, forced, home, lock, spec
 from labrig.compat import Finding
 from labrig.engines import Environment, Wish
-from labrig.errors import HostError, UsageError
+from labrig.errors import HostError, LockError, UsageError
 from labrig.host import Host, read_host
 from labrig.lock import Lock
 from labrig.spec import Table, Target
 
 if TYPE_CHECKING:
+    from docker import DockerClient
+
     from labrig.assembly import Recipe
     from labrig.indexes import Sources
     from labrig.oci import Image
@@ -111,7 +113,10 @@ def usable_engine(root: Path, name: str | None = None) -> tuple[str, str]:
     for engine in target.engines:
         reason = engines.load(engine).check(target, host)
         if not reason and engine == "docker":
-            reason = host.docker_error or "no engine" if host.docker is None else _no_image(target, host)
+            if host.docker is None:
+                reason = host.docker_error or "no engine"
+            elif (lacking := _no_image(target, host)) and not _pullable(root, target, host):
+                reason = lacking
         if not reason and engine == "conda":
             from labrig import condatool
 
@@ -126,6 +131,53 @@ def _no_image(target: Target, host: Host) -> str:
     from labrig import base
 
     return base.lacking(target, engine_platform("docker", host))
+
+
+def _pullable(root: Path, target: Target, host: Host) -> bool:
+    """Whether an image of the checkout's lock is in the engine, or was published, so that none need be made here."""
+    from labrig import daemon, published
+
+    try:
+        locked = lock.load(target, engine_platform("docker", host), root / "images")
+    except LockError:
+        return False
+    entry = published.find(root / "images", target.name, locked.platform)
+    if entry and entry.lock == locked.digest:
+        return True
+    with daemon.connect() as client:
+        return bool(_in_engine(client, target, locked))
+
+
+def _in_engine(client: DockerClient, target: Target, locked: Lock) -> str:
+    """The image of a lock that was built, pulled or imported last; empty where there is none."""
+    from labrig import image
+
+    found = image.find(client, f"{image.name(target)}:latest")
+    tags = [tag for tag in found.tags if not tag.endswith(":latest")] if found else []
+    return tags[0] if found and tags and found.labels.get(image.LOCK) == locked.digest else ""
+
+
+def take(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False) -> Environment:
+    """Carry out a plan; a host that cannot make an image takes the one of this lock that its engine has, or the
+    published one.
+
+    Raises what :func:`make` and ``pulling.pull`` raise.
+    """
+    lacking = _no_image(todo.target, todo.host) if todo.engine == "docker" else ""
+    if not lacking:
+        return make(todo, overrides=overrides, offline=offline)
+    from labrig import daemon, published, pulling
+
+    root = todo.table.path.parents[1]
+    with daemon.connect() as client:
+        reference = _in_engine(client, todo.target, todo.lock)
+    entry = published.find(root / "images", todo.target.name, todo.lock.platform)
+    if not reference and not offline and entry and entry.lock == todo.lock.digest:
+        print(f"taking the published image: {lacking}", file=sys.stderr)
+        reference = pulling.pull(root, todo.target.name, force=bool(todo.forced)).entry.image
+    if not reference:
+        return make(todo, overrides=overrides, offline=offline)  # which says what is lacking
+    return Environment(todo.target, "docker", reference, todo.lock, todo.forced)
 
 
 def pick_best(table: Table, host: Host) -> Target:
@@ -340,13 +392,14 @@ def use(
 ) -> Environment:
     """The environment that labs, shell and verify enter: built if need be, by ``engine`` or by the first usable one.
 
-    Which one was taken instead of the row's first is said on stderr. Raises what :func:`build` raises.
+    Which one was taken instead of the row's first is said on stderr. A host that cannot make an image takes one that is
+    in the engine, or the published one, if that is of the checkout's lock. Raises what :func:`build` raises.
     """
     if engine is None:
         engine, why = usable_engine(root, name)
         if why:
             print(f"engine {engine}: {why}", file=sys.stderr)
-    return build(root, name, engine, offline=offline, force=force)
+    return take(plan(root, name, engine, force=force), offline=offline)
 
 
 def find_image(root: Path, name: str | None, reference: str) -> Environment:

@@ -85,7 +85,10 @@ def render(entries: Iterable[Entry]) -> str:
     parts = [HEADER]
     for one in sorted(entries, key=lambda one: (one.target, one.platform)):
         rows = {key: value for key, value in asdict(one).items() if key not in ("target", "platform")}
-        lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in rows.items()]  # TOML as well
+        # JSON is TOML as well, but for one character.
+        lines = [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f") for key, value in rows.items()
+        ]
         parts.append("\n".join([f"[{one.target}.{one.platform}]", *lines]) + "\n")
     return "\n".join(parts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 RUNNER = "macos-15"  # a hosted Mac: arm64, and not macos-26, where MPS gave wrong results (actions/runner-images#14380)
 LINUX_RUNNER = "ubuntu-24.04"
+PUBLISHERS = {"linux_x86_64": LINUX_RUNNER, "linux_aarch64": f"{LINUX_RUNNER}-arm"}  # platform -> hosted machine
+REGISTRY = "ghcr.io"  # where a workflow on GitHub may write without any secret but its own
 BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"  # in the README, around its tables
 
 
@@ -92,7 +95,12 @@ def render_dockerfile(target: Target, locked: Lock, templates: Path, images: Pat
 def render_all(table: Table, templates: Path) -> dict[Path, str]:
     """Every rendered file of every target, the workflow for Macs, and the README with its table of targets."""
     files = {file: text for target in table.targets.values() for file, text in render(table, target, templates).items()}
-    files |= render_workflow(table, templates) | render_readme(table) | render_selector(table)
+    files |= (
+        render_workflow(table, templates)
+        | render_publishing(table, templates)
+        | render_readme(table)
+        | render_selector(table)
+    )
     return files | page.render(table, templates)
 
 
@@ -105,14 +113,43 @@ def render_workflow(table: Table, templates: Path) -> dict[Path, str]:
     if not targets and not of_conda:
         return {}
     return {
-        _workflow(table): template.render(
+        _workflow(table, "native"): template.render(
             targets=targets, conda_targets=of_conda, runner=RUNNER, linux_runner=LINUX_RUNNER
         )
     }
 
 
-def _workflow(table: Table) -> Path:
-    return table.path.parents[1] / ".github" / "workflows" / "native.yml"
+@dataclass(frozen=True)
+class _Job:
+    """A job of the workflow that publishes: one target for one platform."""
+
+    target: Target
+    platform: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.target.name}-{base.ARCHITECTURES[self.platform]}"
+
+    @property
+    def runner(self) -> str:
+        return PUBLISHERS[self.platform]
+
+
+def render_publishing(table: Table, templates: Path) -> dict[Path, str]:
+    """The workflow that builds, verifies and publishes the images that are locked; nothing where there are none."""
+    jobs = [
+        _Job(target, platform)
+        for target in table.targets.values()
+        if "docker" in target.engines and target.builder == "layers"
+        for platform in target.platforms
+        if platform not in target.unlocked
+    ]
+    template = jinja(templates).get_template("workflow-publish.yml.j2")
+    return {_workflow(table, "publish"): template.render(jobs=jobs, registry=REGISTRY)} if jobs else {}
+
+
+def _workflow(table: Table, name: str) -> Path:
+    return table.path.parents[1] / ".github" / "workflows" / f"{name}.yml"
 
 
 def render_readme(table: Table) -> dict[Path, str]:
@@ -211,8 +248,8 @@ def _strays(table: Table, files: dict[Path, str]) -> list[Path]:
     locks |= {images / target.name / base.LOCK for target in table.targets.values() if target.base == "registry"}
     kept = set(files) | locks | {table.path, images / published.FILE, images / sizes.FILE}
     found = [file for file in images.rglob("*") if file.is_file() and file not in kept]
-    if (workflow := _workflow(table)) not in kept and workflow.is_file() and _is_generated(workflow):
-        found.append(workflow)
+    workflows = [_workflow(table, name) for name in ("native", "publish")]
+    found += [file for file in workflows if file not in kept and file.is_file() and _is_generated(file)]
     # Hidden files are the desktop's and the editor's, unless a killed command left one of ours half-written.
     return sorted(file for file in found if not file.name.startswith(".") or _is_generated(file))
 

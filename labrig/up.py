@@ -70,7 +70,7 @@ def up(
     _say(f"engine {todo.engine}: {why or _why_first(todo)}")
     amount = "" if todo.engine == "conda" else f", {len(todo.lock.wheels)} wheels, {todo.lock.size / 1e6:.0f} MB"
     _say(f"lock   {todo.lock.platform}: current{amount}")
-    made = environment.make(todo, overrides=overrides, offline=offline)
+    made = environment.take(todo, overrides=overrides, offline=offline)
     _say(f"built  {made.reference}")
     failure: LabrigError | None = None
     out = labs.results_folder(root, made, quick=quick)
@@ -89,7 +89,7 @@ def up(
 
 def _why_first(todo: environment.Plan) -> str:
     if todo.engine == "docker":
-        return f"Docker {todo.host.docker} answers, and the base can be had"
+        return f"Docker {todo.host.docker} answers, and the image can be had"
     return f"the first of this target's ({', '.join(todo.target.engines)})"
 
 

@@ -13,13 +13,15 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from labrig import cli, home, spec, wheelhouse
 from labrig.engines import Environment, venv
 from labrig.indexes import Sources
-from labrig.lock import Lock, Wheel
+from labrig.lock import Lock, Wheel, load
+from labrig.published import Entry
 from labrig.spec import Target
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +29,29 @@ SHIPPED = spec.read(ROOT / "images" / spec.TABLE)
 TORCH = SHIPPED.targets["cuda"].torch
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 INDEX = "tiny"
+
+
+def published(target: str, **changed: Any) -> Entry:
+    """An entry of images/published.toml for a shipped target, of its lock for its first platform."""
+    row = SHIPPED.targets[target]
+    entry = Entry(
+        target=target,
+        platform=row.platforms[0],
+        reference=f"registry.example.org/lab/{target}@sha256:{'0' * 64}",
+        tag=f"{row.torch}-{row.variant}-py{row.python}-01234567-20260101",
+        image=f"labrig/{target}:{row.torch}-0123456789ab",
+        size=1_000_000,
+        torch=row.torch,
+        variant=row.variant,
+        python=row.python,
+        cuda=row.cuda or "none",
+        min_driver=row.min_driver or "none",
+        capabilities=row.capabilities,
+        lock=load(row, row.platforms[0], ROOT / "images").digest,
+        date="2026-01-01",
+        verified="21 passed",
+    )
+    return replace(entry, **changed)
 
 
 def wheel(

@@ -50,6 +50,7 @@ def target(name: str, torch: str, variant: str, platforms: tuple[str, ...] = ("l
         why="a test",
         base="bootstrap",
         builder="layers",
+        size_mb=None,
         suite=None,
         conda=None,
         cuda=build.cuda and ".".join(build.cuda.split(".")[:2]),

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import samples
 from docker.errors import APIError, DockerException
 from requests.exceptions import ConnectionError, ReadTimeout
 
-from labrig import base, daemon, environment
+from labrig import base, daemon, environment, published
 from labrig.errors import BuildError, HostError
 from labrig.host import Host
 
@@ -225,7 +226,24 @@ def test_docker_is_passed_over_where_no_engine_answers(root: Path, monkeypatch: 
 
 def test_docker_is_passed_over_where_no_image_can_be_made(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "lacking", lambda *_: "a tool is missing")
+    monkeypatch.setattr(environment, "_in_engine", lambda *_: "")
+    monkeypatch.setattr(daemon, "connect", contextlib.nullcontext)
     assert environment.usable_engine(root, "cpu") == ("venv", "docker cannot be used here: a tool is missing")
+
+
+def test_docker_is_usable_where_no_image_can_be_made_and_one_of_the_lock_is_there_or_was_published(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "lacking", lambda *_: "a tool is missing")
+    monkeypatch.setattr(daemon, "connect", contextlib.nullcontext)
+    monkeypatch.setattr(environment, "_in_engine", lambda *_: "labrig/cpu:2.13.0-0123456789ab")
+    assert environment.usable_engine(root, "cpu") == ("docker", "")
+    monkeypatch.setattr(environment, "_in_engine", lambda *_: "")
+    entry = samples.published("cpu")
+    published.keep(root / "images", entry)
+    assert environment.usable_engine(root, "cpu") == ("docker", "")
+    published.keep(root / "images", replace(entry, lock="another"))
+    assert environment.usable_engine(root, "cpu")[0] == "venv"
 
 
 def test_where_no_engine_of_a_row_is_usable_the_first_is_given_without_a_word(

@@ -112,7 +112,7 @@ def test_files_of_a_target_that_is_gone_are_named_and_removed(table: Table) -> N
         "mps/setup.sh",
     ]
     assert not (table.path.parent / "mps").exists()
-    assert not (table.path.parents[1] / ".github" / "workflows").exists()
+    assert not (table.path.parents[1] / ".github" / "workflows" / "native.yml").exists()
     render.write(rendered(table))  # the README's table has a line less
     render.check(table, rendered(table))
 
@@ -165,10 +165,13 @@ def test_a_target_whose_every_platform_is_only_declared_has_nothing_to_render(ta
 
 
 def test_a_name_that_a_template_does_not_get_is_an_error(table: Table, tmp_path: Path) -> None:
+    (table.path.parents[1] / "docs").mkdir()
     for template in TEMPLATES.iterdir():
         folder = tmp_path / template.name
         shutil.copytree(TEMPLATES, folder)
-        given = "runner" if template.name.startswith("workflow") else "target"
+        given = {"workflow-native": "runner", "workflow-publish": "registry", "published": "bars"}.get(
+            template.name.partition(".")[0], "target"
+        )
         (folder / template.name).write_text(template.read_text() + f"{{{{ {given}.tocrh }}}}")
         with pytest.raises(UndefinedError, match="tocrh"):
             render.render_all(table, folder)
