@@ -187,16 +187,16 @@ def _complete(transfer: Transfer, partial: _Partial, client: Client, crew: Crew,
                     found=f"{redact(transfer.url)}: {why}; {partial.length} of {transfer.size} bytes are here",
                     fix="run it again: it goes on where it stopped",
                 ) from error
+            if isinstance(error, _Again) and error.after:
+                progress.say(f"{transfer.file}: the server asks to wait {error.after:.0f} s")
+                crew.wait(error.after)
+                continue
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise FetchError(
                 f"{transfer.file} cannot be downloaded",
                 found=f"{redact(transfer.url)}: {reason(error)}",
                 fix="check the index and proxy settings (`pip config list`)",
             ) from error
-            if isinstance(error, _Again) and error.after:
-                progress.say(f"{transfer.file}: the server asks to wait {error.after:.0f} s")
-                crew.wait(error.after)
-                continue
         crew.back_off(failures)
     return received
 

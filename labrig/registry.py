@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from oras.provider import Registry
     from requests import Response
 
+RENEWALS = 4  # tokens that a download may use up: one may end just when it is used
 PIECE = 16 * CHUNK  # bytes that are sent at once
 ACCEPTED = {"Accept": ", ".join(oci.MANIFESTS + oci.INDEXES)}
 BUSY = (429, 502, 503, 504)  # answers after which it is tried again
@@ -61,7 +62,7 @@ def push(image: Image, reference: str) -> str:
     found = require_tag(reference)
     tag = str(found["tag"])
     with _connected(reference) as (registry, place):
-        todo = [one for one in image.layers if not registry.blob_exists(oci.describe(one), place)]
+        todo = [one for one in image.layers if not _has(registry, place, one.digest)]
         with Progress("push") as progress:
             progress.start(sum(one.size for one in todo))
             for layer in {one.digest: one for one in todo}.values():
@@ -383,9 +384,13 @@ def _check(answer: Response, method: str, what: str, good: tuple[int, ...]) -> N
         raise ValueError(f"{method} {what}: {answer.status_code} {answer.reason} {said}")
 
 
+def _has(registry: Registry, place: Container, digest: str) -> bool:
+    return _ask(registry, "HEAD", place.get_blob_url(digest), (200, 404)).status_code == 200
+
+
 def _send(registry: Registry, place: Container, one: Document) -> int:
     """Send a small blob, unless it is there; gives the bytes that were sent."""
-    if registry.blob_exists(one.descriptor(), place):
+    if _has(registry, place, one.digest):
         return 0
     answer = _ask(registry, "POST", place.upload_blob_url(), (202,))
     where = registry._get_location(answer, place).partition("://")[2]
@@ -444,13 +449,16 @@ def _login(registry: Registry) -> Auth:
         lock = threading.Lock()
 
         def auth_flow(self, request: Request) -> Generator[Request, Answer, None]:
-            request.headers.update(_credentials(registry))
-            answer = yield request
-            if answer.status_code == 401:
+            for _ in range(RENEWALS):
+                used = _credentials(registry)
+                request.headers.update(used)
+                answer = yield request
+                if answer.status_code != 401 or registry.asks_for_password:
+                    return
                 with self.lock:
-                    registry.do_request(str(request.url), "HEAD")  # asks for a new token
-                request.headers.update(_credentials(registry))
-                yield request
+                    if _credentials(registry) == used:  # no other thread has asked for a new one
+                        registry.auth.token = None
+                        registry.do_request(str(request.url), "HEAD")
 
     return Login()
 

@@ -1,4 +1,4 @@
-"""A registry with moods: what stands between a client and Debian's docker-registry on 127.0.0.1, and misbehaves as asked.
+"""A registry with moods: it stands between a client and Debian's docker-registry, and misbehaves as asked.
 
 Every request goes to the real registry and back, unless a mood says otherwise.
 """
@@ -44,7 +44,7 @@ class Request:
 @dataclass
 class Moody:
     """The address, what was asked, and the mood. ``cut``: of a blob so many bytes come, and the line is dead.
-    ``flip``: a byte of each blob is another one. ``gone``: nobody answers any more."""
+    ``flip``: a byte of each large blob is another one. ``gone``: nobody answers any more."""
 
     address: str
     asked: list[Request] = field(default_factory=list)
@@ -114,7 +114,7 @@ def serve(folder: Path) -> Iterator[Moody]:
             def copy(self, reply: http.client.HTTPResponse, *, is_blob: bool) -> None:
                 done = 0
                 while piece := reply.read(PIECE):
-                    if is_blob and moody.flip and not done:
+                    if is_blob and moody.flip and not done and len(piece) == PIECE:
                         piece = piece[:-1] + bytes([piece[-1] ^ 1])
                     if is_blob and moody.cut is not None and done + len(piece) > moody.cut:
                         piece = piece[: moody.cut - done]
