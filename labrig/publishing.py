@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from labrig import environment, published, registry, render, sizes, spec, verified
+from labrig import environment, oci, published, registry, render, sizes, spec, verified
 from labrig.assembly import Recipe
-from labrig.errors import VerifyError
+from labrig.errors import UsageError, VerifyError
 from labrig.oci import Document, Image
 from labrig.published import Entry
 
@@ -30,6 +30,8 @@ def publish(root: Path, name: str | None, place: str, *, platform: str = "", ove
         VerifyError: it was not verified, a check failed, or it is far above its budget.
         DistributeError: the registry cannot be reached, or refuses. What it has is not sent again.
     """
+    if not oci.has_registry(f"{place}/"):
+        raise UsageError(f"{place!r} is no registry", fix="name HOST/NAMESPACE, such as registry.example.org/lab")
     drafted = environment.draft(root, name, platform=platform, overrides=overrides)
     recipe, images = drafted.recipe, root / "images"
     repository = f"{place.rstrip('/')}/{recipe.target.name}"

@@ -502,6 +502,6 @@ def _refer(registry: Registry, place: Container, subject: str, referrer: Documen
     answer = _ask(registry, "GET", place.manifest_url(name), (200, 404), headers={"Accept": oci.INDEX})
     listed = json.loads(answer.content).get("manifests", []) if answer.status_code == 200 else []
     entry = referrer.descriptor(artifactType=kind)
-    listed = [one for one in listed if one["digest"] != entry["digest"]] + [entry]
-    whole = oci.document(oci.INDEX, {"manifests": listed, "mediaType": oci.INDEX, "schemaVersion": 2})
-    _put_manifest(registry, place, name, whole)
+    if entry["digest"] not in [one["digest"] for one in listed]:
+        content = {"manifests": [*listed, entry], "mediaType": oci.INDEX, "schemaVersion": 2}
+        _put_manifest(registry, place, name, oci.document(oci.INDEX, content))
