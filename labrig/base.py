@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import daemon, home, program
+from labrig import daemon, home, network, program
 from labrig.errors import BuildError, HostError, LockError, UsageError
 from labrig.files import CHUNK, EPOCH, digest, write_atomically
 from labrig.progress import megabytes
@@ -254,7 +255,8 @@ def _bootstrap(suite: Suite, platform: str) -> dict[str, str]:
         f"--customize-hook={FORGET}",
         f"--customize-hook={MOUNTED}",
     ]
-    variables = {"SOURCE_DATE_EPOCH": EPOCH, **os.environ}
+    command += _trusting(network.ca())
+    variables = {"SOURCE_DATE_EPOCH": EPOCH, **os.environ, **network.variables()}
     try:
         _run([*command, suite.name, str(made)], variables)
         found = _python_of(made)
@@ -273,6 +275,23 @@ def _bootstrap(suite: Suite, platform: str) -> dict[str, str]:
     write_atomically(_note(suite, platform), json.dumps(note) + "\n")
     print(f"base {suite.name}: {sha256[:19]}, {megabytes(_tar(sha256).stat().st_size)}", file=sys.stderr)
     return note
+
+
+def _trusting(bundle: Path | None) -> list[str]:
+    """Hooks by which apt trusts a bundle while the base is made. Nothing of it is left there: the base is the same.
+
+    `upload` reads the file as who called: inside mmdebstrap's user namespace a person's home may be closed.
+    """
+    if bundle is None:
+        return []
+    settings = (
+        'printf "Acquire::https::CAInfo \\"%s\\";\\n" "$1/etc/apt/labrig-ca.pem" > "$1/etc/apt/apt.conf.d/00labrig-ca"'
+    )
+    return [
+        f"--setup-hook=upload {shlex.quote(str(bundle))} /etc/apt/labrig-ca.pem",
+        f"--setup-hook={settings}",
+        '--customize-hook=rm "$1/etc/apt/labrig-ca.pem" "$1/etc/apt/apt.conf.d/00labrig-ca"',
+    ]
 
 
 def _run(command: list[str], variables: dict[str, str]) -> None:

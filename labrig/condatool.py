@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labrig import matrix, program
+from labrig import matrix, network, program
 from labrig.conda import FILE, Package, Pin, package
 from labrig.errors import BuildError, HostError, LockError
 from labrig.indexes import redact
@@ -207,7 +207,13 @@ def _environment() -> dict[str, str]:
     """The caller's variables and settings; no environment is active, no question is asked, one channel at a time."""
     ours = {"CONDA_ALWAYS_YES": "true", "CONDA_CHANNEL_PRIORITY": "strict", "MAMBA_NO_BANNER": "1"}
     dropped = ("CONDA_PREFIX", "CONDA_DEFAULT_ENV", "CONDA_SHLVL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    return {**{k: v for k, v in os.environ.items() if k not in dropped}, **ours}
+    theirs = {k: v for k, v in os.environ.items() if k not in dropped}
+    return {**theirs, **network.variables(), **_trusting(network.ca()), **ours}
+
+
+def _trusting(bundle: Path | None) -> dict[str, str]:
+    """A bundle in the words of conda and mamba, whose .condarc would win over REQUESTS_CA_BUNDLE; pixi has none."""
+    return dict.fromkeys(("CONDA_SSL_VERIFY", "MAMBA_SSL_VERIFY"), str(bundle)) if bundle else {}
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from labrig import network
 from labrig.crew import Crew
 from labrig.errors import FetchError
 from labrig.files import CHUNK
@@ -80,7 +81,7 @@ def _ask_size(url: str, client: PyPIClient) -> int:
         raise FetchError(
             f"the size of {redact(url)} cannot be learnt",
             found=found,
-            fix="check the index settings (`pip config list`)",
+            fix=network.cure(found, "check the index settings (`pip config list`)"),
         )
     return int(size)
 
@@ -177,13 +178,13 @@ def _complete(transfer: Transfer, partial: _Partial, client: PyPIClient, crew: C
                 raise FetchError(
                     f"{wheel.file} cannot be downloaded",
                     found=f"{redact(transfer.url)}: {why}; {partial.length} of {wheel.size} bytes are here",
-                    fix="run it again: it goes on where it stopped",
+                    fix=network.cure(why, "run it again: it goes on where it stopped"),
                 ) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise FetchError(
                 f"{wheel.file} cannot be downloaded",
                 found=f"{redact(transfer.url)}: {reason(error)}",
-                fix="check the index and proxy settings (`pip config list`)",
+                fix=network.cure(reason(error), "check the index and proxy settings (`pip config list`)"),
             ) from error
         crew.back_off(failures)
     return received

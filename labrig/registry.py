@@ -1,7 +1,8 @@
 """Registries: pushing an image without an engine, and taking a base from one by its digest.
 
 The protocol is the OCI distribution specification v1.1, spoken by `oras`, which finds credentials where
-`docker login` puts them. A blob that a registry has already is not sent again. http is spoken to this machine only.
+`docker login` puts them. A blob that a registry has already is not sent again. http is spoken to this machine only, and
+only where a TLS handshake is answered in words that are not TLS; the handshake carries no credentials.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import json
 import logging
 import os
 import re
+import socket
+import ssl
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labrig import blobs, oci
+from labrig import blobs, network, oci
 from labrig.base import ARCHITECTURES
 from labrig.blobs import Layer
 from labrig.errors import BuildError, DistributeError, Interrupted, UsageError
@@ -202,7 +205,7 @@ def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
     here = bare in ("localhost", "[::1]") or bare.startswith("127.")
     logging.getLogger("oras").setLevel(logging.CRITICAL)  # what it would say, an error of ours says
     try:
-        registry = _client(host, insecure=here)
+        registry = _client(host, insecure=here and not _speaks_tls(host))
         place = registry.get_container(reference)
         folder = os.environ.get("DOCKER_CONFIG")
         registry.auth.load_configs(place, [str(Path(folder, "config.json"))] if folder else None)
@@ -213,7 +216,9 @@ def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
         raise Interrupted("it was interrupted", fix="run it again: what the registry has is not sent again") from None
     except requests.RequestException as error:
         raise DistributeError(
-            f"the registry {host} cannot be reached", found=_cause(error), fix="look at the address and the network"
+            f"the registry {host} cannot be reached",
+            found=_cause(error),
+            fix=network.cure(_cause(error), "look at the address and the network"),
         ) from None
     except (ValueError, AuthenticationException) as error:  # how oras says that a registry refuses
         raise DistributeError(
@@ -221,6 +226,27 @@ def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
             found=str(error),
             fix=f"docker login {host}; may you write there?" if DENIED.search(str(error)) else "look at what it says",
         ) from None
+
+
+def _speaks_tls(host: str) -> bool:
+    """Whether a registry on this machine speaks TLS. Nothing is verified, as nothing is said: the client does that.
+
+    One that does not answer, or ends the handshake in another way, is taken as what it is elsewhere, TLS.
+    """
+    name, colon, port = host.rpartition(":") if host.rpartition(":")[2].isdigit() else (host, "", "443")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((name.strip("[]"), int(port)), timeout=TIMEOUT[0]) as plain,
+            context.wrap_socket(plain),
+        ):
+            return True
+    except ssl.SSLError as error:
+        return error.reason != "WRONG_VERSION_NUMBER"  # OpenSSL's word for an answer that is no TLS
+    except OSError:
+        # Nobody there: without a port, one may be at that of http. With one, the client says what is wrong.
+        return bool(colon)
 
 
 def _client(host: str, *, insecure: bool) -> Registry:
@@ -233,21 +259,27 @@ def _client(host: str, *, insecure: bool) -> Registry:
         do_request = Registry.do_request.__wrapped__
         asks_for_password = False
 
-    client = Client(insecure=insecure)
+    trusted = str(network.ca() or "") or True
+    client = Client(insecure=insecure, tls_verify=trusted)
 
     def adapt(one: Client) -> None:
         tries = Retry(3, backoff_factor=0.5, status_forcelist=(502, 503, 504), raise_on_status=False)
         one.session.mount(f"{one.prefix}://", HTTPAdapter(max_retries=tries))
-        one.session.request = functools.partial(one.session.request, timeout=TIMEOUT)
+        one.session.request = functools.partial(_request, one.session.request, trusted)
 
     adapt(client)
     # The registry says which kind of credentials it takes: a token, or user and password at each request (RFC 7617).
     answer = client.session.request("GET", f"{client.prefix}://{host}/v2/")
     if answer.status_code == 401 and answer.headers.get("WWW-Authenticate", "").lower().startswith("basic"):
-        client = Client(insecure=insecure, auth_backend="basic")
+        client = Client(insecure=insecure, auth_backend="basic", tls_verify=trusted)
         adapt(client)
         client.asks_for_password = True
     return client
+
+
+def _request(plain: Callable[..., Response], trusted: str | bool, method: str, url: str, **how: Any) -> Response:
+    """A request within our limits of time, trusting whom we trust, through the proxy that is set for its address."""
+    return plain(method, url, **{"timeout": TIMEOUT, "verify": trusted, **how, "proxies": network.routes(url)})
 
 
 def _cause(error: BaseException) -> str:
