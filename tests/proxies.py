@@ -16,22 +16,22 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Proxy:
-    """``seen`` are the methods and addresses that were asked for; ``secret`` is "user:password", else 407."""
+    """``seen`` are the methods and addresses that were asked for; ``credentials`` are "user:password", else 407."""
 
     port: int
-    secret: str
+    credentials: str
     seen: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
-        return f"http://{f'{self.secret}@' if self.secret else ''}127.0.0.1:{self.port}"
+        return f"http://{f'{self.credentials}@' if self.credentials else ''}127.0.0.1:{self.port}"
 
 
 @contextmanager
-def forward(port: int, *, secret: str = "", host: str = "127.0.0.1") -> Iterator[Proxy]:
+def forward(port: int, *, credentials: str = "", host: str = "127.0.0.1") -> Iterator[Proxy]:
     """Start one, all of whose names are the server on 127.0.0.1 at ``port``."""
     server = _Server((host, 0), BaseHTTPRequestHandler)
-    proxy = Proxy(server.server_port, secret)
+    proxy = Proxy(server.server_port, credentials)
     server.RequestHandlerClass = _handler(proxy, port)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -51,14 +51,14 @@ class _Server(ThreadingHTTPServer):
 
 
 def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:
-    expected = "Basic " + base64.b64encode(proxy.secret.encode()).decode()
+    expected = "Basic " + base64.b64encode(proxy.credentials.encode()).decode()
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None: ...
 
         def _may_not(self) -> bool:
             proxy.seen.append(f"{self.command} {self.path}")
-            if not proxy.secret or self.headers.get("Proxy-Authorization") == expected:
+            if not proxy.credentials or self.headers.get("Proxy-Authorization") == expected:
                 return False
             self.send_response(407)
             self.send_header("Proxy-Authenticate", 'Basic realm="proxy"')
