@@ -306,7 +306,10 @@ def _run(command: list[str], variables: dict[str, str]) -> None:
     raise BuildError(
         "mmdebstrap could not make the base" + (f" within {TIMEOUT} s" if code == -signal.SIGKILL else ""),
         found=text,
-        fix="look at the suite's name in images/targets.toml, the network, apt's settings (apt update); run it again",
+        fix=network.cure(
+            text,
+            "look at the suite's name in images/targets.toml, the network, apt's settings (apt update); run it again",
+        ),
     )
 
 

@@ -185,6 +185,7 @@ def _run(tool: Tool, words: Sequence[str], variables: Mapping[str, str], keep: S
         return
     text = "\n".join(said)
     fix = "if the channel cannot be reached from here, name a mirror (LABRIG_CONDA_CHANNEL, .condarc), or --engine=venv"
+    fix = network.cure(text, fix)
     if "__cuda" in text:
         fix = "CONDA_OVERRIDE_CUDA must not be lower than what the row needs: unset it"
     elif "No space left" in text:

@@ -33,9 +33,10 @@ HERE = ("127.0.0.1", "localhost", "::1")
 # Bundles of the system: Debian; Fedora and RHEL; macOS, Alpine.
 SYSTEM = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-# OpenSSL's words, those of urllib3 and requests, those of rustls (uv, pixi).
+# OpenSSL's words, those of rustls (uv, pixi), those of GnuTLS (apt).
 UNTRUSTED = re.compile(
     r"(unable to get (local )?issuer|self[- ]signed) certificate|unable to verify the first certificate|UnknownIssuer"
+    r"|certificate issuer is unknown"
 )
 
 
