@@ -213,8 +213,11 @@ def _environment() -> dict[str, str]:
 
 
 def _trusting(bundle: Path | None) -> dict[str, str]:
-    """A bundle in the words of conda and mamba, whose .condarc would win over REQUESTS_CA_BUNDLE; pixi has none."""
-    return dict.fromkeys(("CONDA_SSL_VERIFY", "MAMBA_SSL_VERIFY"), str(bundle)) if bundle else {}
+    """A bundle in the words of conda and mamba, whose .condarc would win over REQUESTS_CA_BUNDLE. pixi has certificates
+    of its own, and looks at SSL_CERT_FILE when it is told to use the system's."""
+    if bundle is None:
+        return {}
+    return {"CONDA_SSL_VERIFY": str(bundle), "MAMBA_SSL_VERIFY": str(bundle), "PIXI_TLS_ROOT_CERTS": "native"}
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------

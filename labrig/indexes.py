@@ -32,7 +32,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,7 +236,7 @@ def open_client(sources: Sources) -> PyPIClient:
         verify=verify,
         timeout=httpx2.Timeout(sources.timeout, connect=min(CONNECT_TIMEOUT, sources.timeout)),
         proxy=sources.proxy if "*" not in sources.direct else None,
-        mounts={_pattern(host): None for host in sources.direct if host != "*"},
+        mounts=dict.fromkeys(_patterns(sources.direct)),
         auth=MultiDomainBasicAuth(prompting=False, index_urls=[url for url in addresses if url and "://" in url]),
         follow_redirects=True,
     )
@@ -411,12 +411,27 @@ def local_path(place: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
-def _pattern(host: str) -> str:
-    """An entry of NO_PROXY as httpx2 writes it: an address is itself, a name stands for what is under it as well."""
-    try:
-        return f"all://[{host}]" if ipaddress.ip_address(host).version == 6 else f"all://{host}"
-    except ValueError:
-        return f"all://{host if host == 'localhost' or host.startswith(('[', '*')) or '/' in host else f'*{host}'}"
+def _patterns(direct: Iterable[str]) -> Iterator[str]:
+    """Entries of NO_PROXY as httpx2 writes them: an address or a network is itself, a name all that is under it.
+
+    What cannot be read is left out, as curl does it.
+    """
+    import httpx2
+
+    for entry in direct:
+        host, slash, bits = entry.strip("[]").partition("/")
+        try:
+            version = ipaddress.ip_network(f"{host}{slash}{bits}", strict=False).version
+            pattern = f"all://{host if version == 4 else f'[{host}]'}{slash}{bits}"
+        except ValueError:
+            pattern = f"all://{'' if entry.startswith('*') else '*'}{entry}"
+            if slash:
+                continue
+        try:
+            httpx2.URL(pattern)
+        except httpx2.InvalidURL:
+            continue
+        yield pattern
 
 
 def _host(value: str) -> str:

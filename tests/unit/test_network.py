@@ -22,8 +22,8 @@ import pytest
 import samples
 from servers import IndexServer
 
-from labrig import base, condatool, crew, indexes, matrix, native, network, registry, resolver, wheelhouse
-from labrig.errors import DistributeError, FetchError, LabrigError, UsageError
+from labrig import base, condatool, crew, indexes, lock, matrix, native, network, registry, resolver, wheelhouse
+from labrig.errors import BuildError, DistributeError, FetchError, LabrigError, UsageError
 from labrig.lock import Wheel
 
 CREDENTIALS = "schueler:ge%2Fheim"
@@ -258,6 +258,27 @@ def test_which_addresses_of_a_registry_go_through(
     assert network.routes(url).get("https", "") == ("http://ours.test:3128" if through else "")
 
 
+def test_entries_of_no_proxy_as_the_client_writes_them() -> None:
+    entries = [
+        "b.test",
+        ".c.test",
+        "*.d.test",
+        "192.0.2.1",
+        "10.0.0.0/8",
+        "::1",
+        "[fd00::1]",
+        "fd00::/8",
+        "e.test:8080",
+    ]
+    wrong = ["10.0.0.0/99", "a/b", "a:b:c", "[::1"]
+    assert list(indexes._patterns([*entries, *wrong])) == [
+        "all://*b.test", "all://*.c.test", "all://*.d.test", "all://192.0.2.1", "all://10.0.0.0/8", "all://[::1]",
+        "all://[fd00::1]", "all://[fd00::]/8", "all://*e.test:8080", "all://[::1]",
+    ]  # fmt: skip
+    where = indexes.Sources(default=None, proxy="http://p.test:1", direct=(*entries, *wrong))
+    indexes.open_client(where).close()
+
+
 def test_everything_is_reached_directly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with IndexServer({NAME: CONTENT}) as index, proxies.forward(int(index.host[10:])) as way:
         monkeypatch.setenv("LABRIG_PROXY", way.url)
@@ -418,7 +439,11 @@ def test_uv_resolves_through_the_proxy_from_an_index_with_a_ca_of_its_own(
     variant = matrix.default_variant(samples.TORCH, "linux_x86_64")
     target = samples.target(variant=variant, index=None)
     wheels = samples.torch_wheel() | samples.wheel("alpha", "1.0") | samples.wheel("beta", "1.0")
-    with IndexServer(wheels, tls=authority[1]) as index, proxies.forward(int(index.host[10:])) as way:
+    credentials = "schueler:geheim"
+    with (
+        IndexServer(wheels, tls=authority[1]) as index,
+        proxies.forward(int(index.host[10:]), credentials=credentials) as way,
+    ):
         monkeypatch.setenv("LABRIG_PROXY", way.url)
         where = {**os.environ, "UV_DEFAULT_INDEX": "https://packages.test/simple"}
         with pytest.raises(LabrigError) as caught:
@@ -428,7 +453,22 @@ def test_uv_resolves_through_the_proxy_from_an_index_with_a_ca_of_its_own(
         where = {**where, "LABRIG_CA": str(authority[0])}
         locked = resolver.solve(target, "linux_x86_64", indexes.read_sources({}, environ=where))
         assert {one.name for one in locked.wheels} == {"torch", "alpha", "beta"}
+        assert "geheim" not in lock.serialize(locked) + str(caught.value)
         assert set(way.seen) == {"CONNECT packages.test:443"}
+
+
+@pytest.mark.skipif(not shutil.which("mmdebstrap"), reason="no mmdebstrap here")
+def test_the_base_is_made_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = samples.SHIPPED.targets["cpu"].suite
+    assert suite
+    with proxies.forward(9) as way:  # nothing listens on the discard port
+        monkeypatch.setenv("LABRIG_PROXY", way.url.replace("//", f"//{CREDENTIALS}@"))
+        with pytest.raises(BuildError) as caught:
+            base._bootstrap(suite, "linux_x86_64")
+    assert way.seen
+    assert all(one.startswith("GET http://") for one in way.seen)
+    assert "LABRIG_PROXY" in caught.value.fix
+    assert "heim" not in str(caught.value)
 
 
 def test_hooks_of_the_base_name_the_bundle_and_take_it_away(tmp_path: Path) -> None:
