@@ -131,6 +131,5 @@ def inherited(outer: Mapping[str, str]) -> dict[str, str]:
     # that takes longer than all the rest of an installation, and most files are never imported.
     dropped = ("PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")
     kept = {k: v for k, v in outer.items() if k not in dropped and not k.startswith("CONDA_")}
-    return (
-        kept | network.variables(outer) | {"PYTHONNOUSERSITE": "1"}
-    )  # a package in ~/.local must not shadow a locked one
+    kept["PYTHONNOUSERSITE"] = "1"  # a package in ~/.local must not shadow a locked one
+    return kept | network.variables(outer)

@@ -122,7 +122,9 @@ def routes(url: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """
     from requests.utils import should_bypass_proxies
 
-    through, direct = proxy(environ), no_proxy(environ)
+    through, direct, host = proxy(environ), no_proxy(environ), urlsplit(url).hostname or ""
+    if _is_loopback(host) and direct != "*":
+        direct += f",{host}"  # any of 127.0.0.0/8
     if not through or should_bypass_proxies(url, direct):
         return {"no_proxy": direct}
     return {"http": through, "https": through, "no_proxy": direct}
@@ -149,7 +151,7 @@ def _wrong(url: str) -> str:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        return "its port is no number"
+        return "its host and port cannot be read"
     if not host or not port:
         return f"it has no {'port' if host else 'host'}"
     more = parts.path not in ("", "/") or parts.query or parts.fragment or re.search(r"\s", url)

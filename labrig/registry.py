@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 PIECE = 16 * CHUNK  # bytes that are sent at once
 ACCEPTED = {"Accept": ", ".join(oci.MANIFESTS + oci.INDEXES)}
 TIMEOUT = (10, 300)  # seconds to connect, and between two bytes
+NO_TLS = ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST")  # OpenSSL's words for an answer without TLS
 DENIED = re.compile(r"\b(401|403)\b|password|authentication")
 REFERENCE = re.compile(
     r"(?P<host>[A-Za-z0-9.-]+(?::\d+)?|\[[0-9a-f:]+\](?::\d+)?)/(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)"
@@ -243,7 +244,7 @@ def _speaks_tls(host: str) -> bool:
         ):
             return True
     except ssl.SSLError as error:
-        return error.reason != "WRONG_VERSION_NUMBER"  # OpenSSL's word for an answer that is no TLS
+        return error.reason not in NO_TLS
     except OSError:
         # Nobody there: without a port, one may be at that of http. With one, the client says what is wrong.
         return bool(colon)
