@@ -183,11 +183,8 @@ def _run_buildx(client: DockerClient, recipe: Recipe, context: Path, root: Path,
     command += [word for name in sorted(inner) if name.lower().endswith("_proxy") for word in ("--build-arg", name)]
     print(f"$ {' '.join(command)} {context}", file=sys.stderr, flush=True)
     # No attestations: they would make an index of what is one image (buildx >= 0.10).
-    variables = {
-        **daemon.environment(),
-        **(network.variables() if online else {}),
-        "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
-    }
+    variables = {**daemon.environment(), "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+    variables |= network.variables() if online else {}
     code, said = program.follow([*command, str(context)], show, environment=variables, seconds=TIMEOUT, keep=(guard,))
     if code == 0:
         return

@@ -336,6 +336,19 @@ def test_an_address_that_is_no_proxy(value: str, wrong: str, monkeypatch: pytest
     assert "heim@" not in str(caught.value)
 
 
+@pytest.mark.parametrize("setting", ["LABRIG_PROXY=socks5://u:geheim@p.test:1", "LABRIG_CA=gone/geheim-not.pem"])
+def test_a_wrong_setting_is_exit_2(setting: str, tmp_path: Path) -> None:
+    name, _, value = setting.partition("=")
+    command = [sys.executable, "-m", "invoke", "fetch", "--target=cpu"]
+    done = subprocess.run(
+        command, cwd=samples.ROOT, env={**os.environ, name: value}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"labrig: {name} ")
+    assert "u:geheim" not in done.stderr
+    assert "fix:" in done.stderr
+
+
 def test_a_proxy_on_the_loopback_is_said_to_be_out_of_a_containers_reach(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
