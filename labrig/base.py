@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import daemon, home, program
+from labrig import daemon, home, network, program
 from labrig.errors import BuildError, HostError, LockError, UsageError
 from labrig.files import CHUNK, EPOCH, digest, write_atomically
 from labrig.progress import megabytes
@@ -254,7 +255,8 @@ def _bootstrap(suite: Suite, platform: str) -> dict[str, str]:
         f"--customize-hook={FORGET}",
         f"--customize-hook={MOUNTED}",
     ]
-    variables = {"SOURCE_DATE_EPOCH": EPOCH, **os.environ}
+    command += _trusting(network.ca())
+    variables = {"SOURCE_DATE_EPOCH": EPOCH, **os.environ, **network.variables()}
     try:
         _run([*command, suite.name, str(made)], variables)
         found = _python_of(made)
@@ -275,6 +277,23 @@ def _bootstrap(suite: Suite, platform: str) -> dict[str, str]:
     return note
 
 
+def _trusting(bundle: Path | None) -> list[str]:
+    """Hooks by which apt trusts a bundle while the base is made. Nothing of it is left there: the base is the same.
+
+    `upload` reads the file as who called: inside mmdebstrap's user namespace a person's home may be closed.
+    """
+    if bundle is None:
+        return []
+    settings = (
+        'printf "Acquire::https::CAInfo \\"%s\\";\\n" "$1/etc/apt/labrig-ca.pem" > "$1/etc/apt/apt.conf.d/00labrig-ca"'
+    )
+    return [
+        f"--setup-hook=upload {shlex.quote(str(bundle))} /etc/apt/labrig-ca.pem",
+        f"--setup-hook={settings}",
+        '--customize-hook=rm "$1/etc/apt/labrig-ca.pem" "$1/etc/apt/apt.conf.d/00labrig-ca"',
+    ]
+
+
 def _run(command: list[str], variables: dict[str, str]) -> None:
     """Run mmdebstrap, its steps on stderr; it removes its own folder when it is stopped."""
     code, said = program.follow(command, _show, environment=variables, seconds=TIMEOUT)
@@ -287,7 +306,10 @@ def _run(command: list[str], variables: dict[str, str]) -> None:
     raise BuildError(
         "mmdebstrap could not make the base" + (f" within {TIMEOUT} s" if code == -signal.SIGKILL else ""),
         found=text,
-        fix="look at the suite's name in images/targets.toml, the network, apt's settings (apt update); run it again",
+        fix=network.cure(
+            text,
+            "look at the suite's name in images/targets.toml, the network, apt's settings (apt update); run it again",
+        ),
     )
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from labrig import daemon, home, image, program
+from labrig import daemon, home, image, network, program
 from labrig.base import Base
 from labrig.engines import Fetch
 from labrig.errors import BuildError, HostError
@@ -176,9 +176,15 @@ def _run_buildx(client: DockerClient, recipe: Recipe, context: Path, root: Path,
         file = context / "Dockerfile"
         file.write_text(file.read_text(encoding="utf-8").replace("RUN --network=none ", "RUN "), encoding="utf-8")
         command += ["--network", "none"]
+    online = recipe.target.base == "registry"  # a step that has a network
+    inner = network.inside()[1] if online else {}
+    # Predefined arguments without a value: buildx takes it from its variables, BuildKit keeps it out of the image's
+    # history and of its cache's keys (Dockerfile reference, "Predefined ARGs").
+    command += [word for name in sorted(inner) if name.lower().endswith("_proxy") for word in ("--build-arg", name)]
     print(f"$ {' '.join(command)} {context}", file=sys.stderr, flush=True)
     # No attestations: they would make an index of what is one image (buildx >= 0.10).
     variables = {**daemon.environment(), "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+    variables |= network.variables() if online else {}
     code, said = program.follow([*command, str(context)], show, environment=variables, seconds=TIMEOUT, keep=(guard,))
     if code == 0:
         return

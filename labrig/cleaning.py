@@ -45,7 +45,7 @@ def clean(root: Path, name: str | None = None, *, everything: bool = False, dry_
     ]
     shared = [place for place in (home.links(), home.uv_cache()) if place.is_dir()]
     if everything:
-        ours = (home.environments(), home.wheels(), home.contexts(), home.bases(), home.layers())
+        ours = (home.environments(), home.wheels(), home.contexts(), home.bases(), home.layers(), home.certificates())
         places = [*shared, *(place for place in ours if place.is_dir())]
     elif name:
         table.pick(name)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labrig import matrix, program
+from labrig import matrix, network, program
 from labrig.conda import FILE, Package, Pin, package
 from labrig.errors import BuildError, HostError, LockError
 from labrig.indexes import redact
@@ -185,6 +185,7 @@ def _run(tool: Tool, words: Sequence[str], variables: Mapping[str, str], keep: S
         return
     text = "\n".join(said)
     fix = "if the channel cannot be reached from here, name a mirror (LABRIG_CONDA_CHANNEL, .condarc), or --engine=venv"
+    fix = network.cure(text, fix)
     if "__cuda" in text:
         fix = "CONDA_OVERRIDE_CUDA must not be lower than what the row needs: unset it"
     elif "No space left" in text:
@@ -207,7 +208,16 @@ def _environment() -> dict[str, str]:
     """The caller's variables and settings; no environment is active, no question is asked, one channel at a time."""
     ours = {"CONDA_ALWAYS_YES": "true", "CONDA_CHANNEL_PRIORITY": "strict", "MAMBA_NO_BANNER": "1"}
     dropped = ("CONDA_PREFIX", "CONDA_DEFAULT_ENV", "CONDA_SHLVL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    return {**{k: v for k, v in os.environ.items() if k not in dropped}, **ours}
+    theirs = {k: v for k, v in os.environ.items() if k not in dropped}
+    return {**theirs, **network.variables(), **_trusting(network.ca()), **ours}
+
+
+def _trusting(bundle: Path | None) -> dict[str, str]:
+    """A bundle in the words of conda and mamba, whose .condarc would win over REQUESTS_CA_BUNDLE. pixi has certificates
+    of its own, and looks at SSL_CERT_FILE when it is told to use the system's."""
+    if bundle is None:
+        return {}
+    return {"CONDA_SSL_VERIFY": str(bundle), "MAMBA_SSL_VERIFY": str(bundle), "PIXI_TLS_ROOT_CERTS": "native"}
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------

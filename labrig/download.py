@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from labrig import network
 from labrig.crew import Crew
 from labrig.errors import FetchError
 from labrig.files import CHUNK
@@ -90,7 +91,7 @@ def _ask_size(url: str, client: Client) -> int:
         raise FetchError(
             f"the size of {redact(url)} cannot be learnt",
             found=found,
-            fix="check the index settings (`pip config list`)",
+            fix=network.cure(found, "check the index settings (`pip config list`)"),
         )
     return int(size)
 
@@ -185,7 +186,7 @@ def _complete(transfer: Transfer, partial: _Partial, client: Client, crew: Crew,
                 raise FetchError(
                     f"{transfer.file} cannot be downloaded",
                     found=f"{redact(transfer.url)}: {why}; {partial.length} of {transfer.size} bytes are here",
-                    fix="run it again: it goes on where it stopped",
+                    fix=network.cure(why, "run it again: it goes on where it stopped"),
                 ) from error
             if isinstance(error, _Again) and error.after:
                 progress.say(f"{transfer.file}: the server asks to wait {error.after:.0f} s")
@@ -195,7 +196,7 @@ def _complete(transfer: Transfer, partial: _Partial, client: Client, crew: Crew,
             raise FetchError(
                 f"{transfer.file} cannot be downloaded",
                 found=f"{redact(transfer.url)}: {reason(error)}",
-                fix="check the index and proxy settings (`pip config list`)",
+                fix=network.cure(reason(error), "check the index and proxy settings (`pip config list`)"),
             ) from error
         crew.back_off(failures)
     return received

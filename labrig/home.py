@@ -53,3 +53,8 @@ def verified() -> Path:
 def uv_cache() -> Path:
     """uv's own cache, beside the environments so that it can hard-link into them."""
     return root() / "uv"
+
+
+def certificates() -> Path:
+    """Bundles of certificates that are trusted, by digest."""
+    return root() / "certificates"

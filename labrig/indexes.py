@@ -15,6 +15,9 @@ Everything else, highest first; a single value is taken from the first that has 
 4. general variables: SSL_CERT_FILE, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE; HTTP_PROXY, HTTPS_PROXY, NO_PROXY,
 5. for the default index, whatever ``unearth`` (which searches as pip does) uses.
 
+LABRIG_CA and LABRIG_PROXY (labrig/network.py) come before all of these: the CA is added to the certificates that they
+name, the proxy replaces theirs.
+
 pip's ``no-index`` switches the default and the extra indexes off, as it does for pip. Constraints are not read: every
 package is pinned. Credentials may stand in a URL or in netrc; ``redact`` keeps them out of everything printed.
 """
@@ -22,18 +25,20 @@ package is pinned. Credentials may stand in a URL or in netrc; ``redact`` keeps 
 from __future__ import annotations
 
 import ast
+import ipaddress
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from labrig import network
 from labrig.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,8 +62,9 @@ class Sources:
 
     ``default`` is None when pip's ``no-index`` is on. ``find_links`` are absolute folders or files, or URLs. ``named``
     maps each index of images/targets.toml to the URL in force, None when it is switched off. ``overrides`` are lines
-    for a person: what deviates from images/targets.toml or could not be read. ``proxy`` is the one named in pip's
-    settings; proxies of the environment are obeyed by the client and by uv themselves. ``timeout`` is in seconds.
+    for a person: what deviates from images/targets.toml or could not be read. ``proxy`` is LABRIG_PROXY, and
+    ``direct`` what is reached without it, or the one named in pip's settings; proxies of the environment are obeyed
+    by the client and by uv themselves. ``timeout`` is in seconds.
     """
 
     default: str | None
@@ -69,6 +75,7 @@ class Sources:
     cert: Path | None = None
     client_cert: Path | None = None
     proxy: str | None = None
+    direct: tuple[str, ...] = ()
     trusted_hosts: tuple[str, ...] = ()
     timeout: float = _DEFAULT_TIMEOUT
 
@@ -89,6 +96,8 @@ class Sources:
             settings["SSL_CLIENT_CERT"] = str(self.client_cert)
         if self.proxy:
             settings |= {"HTTP_PROXY": self.proxy, "HTTPS_PROXY": self.proxy}
+        if self.direct:
+            settings["NO_PROXY"] = ",".join(self.direct)
         if self.trusted_hosts:
             settings["UV_INSECURE_HOST"] = " ".join(self.trusted_hosts)
         return settings
@@ -134,11 +143,13 @@ def read_sources(
         *several("find-links"),
         *uv.find_links,
     ]
-    cert = pip.get("cert") or next(
+    named_cert = pip.get("cert") or next(
         (environ[name] for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if environ.get(name)), None
     )
+    cert = Path(named_cert).expanduser() if named_cert else None
     client_cert = pip.get("client-cert") or environ.get("SSL_CLIENT_CERT")
-    proxy = pip.get("proxy", "").strip()
+    ours = network.proxy(environ)
+    proxy = ours or pip.get("proxy", "").strip()
     timeout = environ.get("UV_HTTP_TIMEOUT") or pip.get("timeout") or pip.get("default-timeout")
     return Sources(
         default=default,
@@ -146,9 +157,10 @@ def read_sources(
         find_links=_distinct(_find_link(link.strip()) for link in links),
         named=named,
         overrides=(*lines, *([note] if note else [])),
-        cert=Path(cert).expanduser() if cert else None,
+        cert=network.ca(cert, environ) or cert,
         client_cert=Path(client_cert).expanduser() if client_cert else None,
         proxy=(proxy if "://" in proxy else f"http://{proxy}") if proxy else None,
+        direct=tuple(network.no_proxy(environ).split(",")) if ours else (),
         trusted_hosts=_distinct(
             [*environ.get("UV_INSECURE_HOST", "").split(), *several("trusted-host"), *uv.trusted_hosts]
         ),
@@ -223,7 +235,8 @@ def open_client(sources: Sources) -> PyPIClient:
         trusted_hosts=[_host(host) for host in sources.trusted_hosts],
         verify=verify,
         timeout=httpx2.Timeout(sources.timeout, connect=min(CONNECT_TIMEOUT, sources.timeout)),
-        proxy=sources.proxy,
+        proxy=sources.proxy if "*" not in sources.direct else None,
+        mounts=dict.fromkeys(_patterns(sources.direct)),
         auth=MultiDomainBasicAuth(prompting=False, index_urls=[url for url in addresses if url and "://" in url]),
         follow_redirects=True,
     )
@@ -396,6 +409,29 @@ def local_path(place: str) -> Path | None:
         return Path(place)
     parts = urlsplit(place)
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def _patterns(direct: Iterable[str]) -> Iterator[str]:
+    """Entries of NO_PROXY as httpx2 writes them: an address or a network is itself, a name all that is under it.
+
+    What cannot be read is left out, as curl does it.
+    """
+    import httpx2
+
+    for entry in direct:
+        host, slash, bits = entry.strip("[]").partition("/")
+        try:
+            version = ipaddress.ip_network(f"{host}{slash}{bits}", strict=False).version
+            pattern = f"all://{host if version == 4 else f'[{host}]'}{slash}{bits}"
+        except ValueError:
+            pattern = f"all://{'' if entry.startswith('*') else '*'}{entry}"
+            if slash:
+                continue
+        try:
+            httpx2.URL(pattern)
+        except httpx2.InvalidURL:
+            continue
+        yield pattern
 
 
 def _host(value: str) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from labrig import network
 from labrig.errors import HostError
 
 # Name and file prove nothing: a pyenv shim on PATH may exit 127, a Debian python3 may lack venv, a free-threaded
@@ -89,7 +90,10 @@ def _fetch(minor: str) -> Path | None:
     print(f"no Python {minor} here; asking uv for one", file=sys.stderr)
     wanted = request(minor)
     try:
-        subprocess.run([*uv, "install", "--quiet", wanted], capture_output=True, timeout=INSTALL_TIMEOUT, check=True)
+        subprocess.run(
+            [*uv, "install", "--quiet", wanted], env={**os.environ, **network.variables()}, capture_output=True,
+            timeout=INSTALL_TIMEOUT, check=True,
+        )  # fmt: skip
         done = subprocess.run(
             [*uv, "find", "--managed-python", wanted], capture_output=True, text=True, timeout=60, check=True
         )

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from labrig import network
 from labrig.engines import Environment, Session
 from labrig.errors import BuildError
 from labrig.files import write_atomically
@@ -130,4 +131,5 @@ def inherited(outer: Mapping[str, str]) -> dict[str, str]:
     # that takes longer than all the rest of an installation, and most files are never imported.
     dropped = ("PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")
     kept = {k: v for k, v in outer.items() if k not in dropped and not k.startswith("CONDA_")}
-    return kept | {"PYTHONNOUSERSITE": "1"}  # a package in ~/.local must not shadow a locked one
+    kept["PYTHONNOUSERSITE"] = "1"  # a package in ~/.local must not shadow a locked one
+    return kept | network.variables(outer)

@@ -1,7 +1,8 @@
 """Registries: pushing an image without an engine, and taking a base from one by its digest.
 
 The protocol is the OCI distribution specification v1.1, spoken by `oras`, which finds credentials where
-`docker login` puts them. A blob that a registry has already is not sent again. http is spoken to this machine only.
+`docker login` puts them. A blob that a registry has already is not sent again. http is spoken to this machine only, and
+only where a TLS handshake is answered in words that are not TLS; the handshake carries no credentials.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import logging
 import os
 import re
 import shutil
+import socket
+import ssl
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labrig import blobs, home, oci
+from labrig import blobs, home, network, oci
 from labrig.base import ARCHITECTURES
 from labrig.blobs import Layer
 from labrig.crew import Crew
@@ -43,6 +46,7 @@ ACCEPTED = {"Accept": ", ".join(oci.MANIFESTS + oci.INDEXES)}
 BUSY = (429, 502, 503, 504)  # answers after which it is tried again
 JOBS = 4  # layers that are pulled at once
 TIMEOUT = (10, 300)  # seconds to connect, and between two bytes
+NO_TLS = ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST")  # OpenSSL's words for an answer without TLS
 DENIED = re.compile(r"\b(401|403)\b|password|authentication")
 REFERENCE = re.compile(
     r"(?P<host>[A-Za-z0-9.-]+(?::\d+)?|\[[0-9a-f:]+\](?::\d+)?)/(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)"
@@ -185,13 +189,13 @@ def bring(reference: str, layers: Sequence[Layer]) -> int:
             partial.mkdir(parents=True, exist_ok=True)
             _require_room(partial, sum(max(0, one.size - one.left) for one in transfers))
             progress.start(sum(one.size for one in transfers), done=sum(one.left for one in transfers))
-            with _downloads(registry, crew) as client:
+            with _downloads(registry, place, crew) as client:
                 received = crew.each(lambda one: _bring(one, client, crew, progress), transfers)
         except OSError as error:
             raise blobs.unwritable(error, partial) from error
         except FetchError as error:
             again = "run it again: it goes on where it stopped"
-            raise DistributeError(error.what, found=error.found, fix=again) from None
+            raise DistributeError(error.what, found=error.found, fix=network.cure(error.found, again)) from None
     return sum(received.values())
 
 
@@ -304,7 +308,7 @@ def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
     here = bare in ("localhost", "[::1]") or bare.startswith("127.")
     logging.getLogger("oras").setLevel(logging.CRITICAL)  # what it would say, an error of ours says
     try:
-        registry = _client(host, insecure=here)
+        registry = _client(host, insecure=here and not _speaks_tls(host))
         place = registry.get_container(reference)
         folder = os.environ.get("DOCKER_CONFIG")
         registry.auth.load_configs(place, [str(Path(folder, "config.json"))] if folder else None)
@@ -315,7 +319,9 @@ def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
         raise Interrupted("it was interrupted", fix="run it again: what is there already is not sent again") from None
     except requests.RequestException as error:
         raise DistributeError(
-            f"the registry {host} cannot be reached", found=_cause(error), fix="look at the address and the network"
+            f"the registry {host} cannot be reached",
+            found=_cause(error),
+            fix=network.cure(_cause(error), "look at the address and the network"),
         ) from None
     except (ValueError, AuthenticationException) as error:  # how oras says that a registry refuses
         raise DistributeError(
@@ -323,6 +329,27 @@ def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
             found=str(error),
             fix=f"docker login {host}; may you write there?" if DENIED.search(str(error)) else "look at what it says",
         ) from None
+
+
+def _speaks_tls(host: str) -> bool:
+    """Whether a registry on this machine speaks TLS. Nothing is verified, as nothing is said: the client does that.
+
+    One that does not answer, or ends the handshake in another way, is taken as what it is elsewhere, TLS.
+    """
+    name, colon, port = host.rpartition(":") if host.rpartition(":")[2].isdigit() else (host, "", "443")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((name.strip("[]"), int(port)), timeout=TIMEOUT[0]) as plain,
+            context.wrap_socket(plain),
+        ):
+            return True
+    except ssl.SSLError as error:
+        return error.reason not in NO_TLS
+    except OSError:
+        # Nobody there: without a port, one may be at that of http. With one, the client says what is wrong.
+        return bool(colon)
 
 
 def _client(host: str, *, insecure: bool) -> Registry:
@@ -345,7 +372,8 @@ def _client(host: str, *, insecure: bool) -> Registry:
             sent, changed = self.auth.authenticate_request(answer, dict(headers or {}))
             return self.session.request(method, url, headers=sent, **how) if changed else answer
 
-    client = Client(insecure=insecure)
+    trusted = str(network.ca() or "") or True
+    client = Client(insecure=insecure, tls_verify=trusted)
 
     def adapt(one: Client) -> None:
         tries = Retry(
@@ -353,16 +381,21 @@ def _client(host: str, *, insecure: bool) -> Registry:
             allowed_methods=None,  # a piece that came in after all is refused the second time, and the push with it
         )  # fmt: skip
         one.session.mount(f"{one.prefix}://", HTTPAdapter(max_retries=tries))
-        one.session.request = functools.partial(one.session.request, timeout=TIMEOUT)
+        one.session.request = functools.partial(_request, one.session.request, trusted)
 
     adapt(client)
     # The registry says which kind of credentials it takes: a token, or user and password at each request (RFC 7617).
     answer = client.session.request("GET", f"{client.prefix}://{host}/v2/")
     if answer.status_code == 401 and answer.headers.get("WWW-Authenticate", "").lower().startswith("basic"):
-        client = Client(insecure=insecure, auth_backend="basic")
+        client = Client(insecure=insecure, auth_backend="basic", tls_verify=trusted)
         adapt(client)
         client.asks_for_password = True
     return client
+
+
+def _request(plain: Callable[..., Response], trusted: str | bool, method: str, url: str, **how: Any) -> Response:
+    """A request within our limits of time, trusting whom we trust, through the proxy that is set for its address."""
+    return plain(method, url, **{"timeout": TIMEOUT, "verify": trusted, **how, "proxies": network.routes(url)})
 
 
 def _cause(error: BaseException) -> str:
@@ -419,14 +452,14 @@ def _get(registry: Registry, place: Container, digest: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _downloads(registry: Registry, crew: Crew) -> Iterator[Client]:
+def _downloads(registry: Registry, place: Container, crew: Crew) -> Iterator[Client]:
     """A client for large blobs, with the settings and credentials of the registry's."""
-    import ssl
-
     import httpx2
 
-    address = f"{registry.prefix}://{registry.hostname}/"
-    settings = registry.session.merge_environment_settings(address, {}, None, None, None)
+    address = f"{registry.prefix}://{place.registry}/"
+    settings = registry.session.merge_environment_settings(
+        address, network.routes(address), None, registry._tls_verify, None
+    )
     verify = settings["verify"] if isinstance(settings["verify"], str) else ""
     context = ssl.create_default_context(cafile=verify) if verify else True
     proxy = settings["proxies"].get(registry.prefix)

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
+from labrig import network
 from labrig.download import size_asker
 from labrig.errors import LockError
 from labrig.indexes import CONNECT_TIMEOUT, Sources, redact
@@ -74,7 +75,7 @@ def _run_uv(target: Target, platform: str, project: Path, out: Path, sources: So
         # As pip does: an extra index or a mirror adds candidates, it does not shadow the others.
         "--index-strategy", "unsafe-best-match", *more,
     ]  # fmt: skip
-    environment = {**PATIENCE, **os.environ, **sources.uv_environment()}
+    environment = {**PATIENCE, **os.environ, **network.variables(), **sources.uv_environment()}
     if macos := oldest_macos(target):
         environment["MACOSX_DEPLOYMENT_TARGET"] = macos
     try:
@@ -99,7 +100,7 @@ def _run_uv(target: Target, platform: str, project: Path, out: Path, sources: So
                 f"; the index {target.index} may be switched off for a folder of wheels: "
                 f"PIP_FIND_LINKS=FOLDER invoke lock --target={target.name} --index {target.index}=none"
             )
-        raise LockError(what, found=found, fix=fix)
+        raise LockError(what, found=found, fix=network.cure(found, fix))
 
 
 def _index_tables(target: Target, sources: Sources) -> str:

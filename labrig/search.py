@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from packaging.utils import canonicalize_name
 
+from labrig import network
 from labrig.crew import Crew
 from labrig.errors import FetchError
 from labrig.files import digest
@@ -170,7 +171,8 @@ def _cannot_be_had(lost: Mapping[Wheel, list[str]], bound: Mapping[Wheel, str], 
         fix = f"{folder}, or a mirror by --index {name}=URL or {variable}=URL; no other build is taken"
     else:
         fix = f"{folder}, or an index that has it (UV_DEFAULT_INDEX or pip's settings, see `pip config list`)"
-    return FetchError(what, found="; ".join(lost[wheel]), fix=fix)
+    found = "; ".join(lost[wheel])
+    return FetchError(what, found=found, fix=network.cure(found, fix))
 
 
 def _few(names: list[str]) -> str:

@@ -16,8 +16,11 @@ HASH = "$2b$12$IKthwlOON7q5czcLgIOi7u8fETiuYYu6BnpYaVpdUD.R3gD4zXjha"  # bcrypt 
 
 
 @contextmanager
-def serve(folder: Path, *, closed: bool = False) -> Iterator[str]:
-    """Start one that keeps its data in a folder, and give its address; ``closed``: for the user with the password."""
+def serve(folder: Path, *, closed: bool = False, tls: Path | None = None) -> Iterator[str]:
+    """Start one that keeps its data in a folder, and give its address.
+
+    ``closed``: for the user with the password. ``tls``: a file with the certificate and the key that it has.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -26,6 +29,8 @@ def serve(folder: Path, *, closed: bool = False) -> Iterator[str]:
         "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
         "http": {"addr": f"127.0.0.1:{port}"},
     }
+    if tls:
+        settings["http"]["tls"] = {"certificate": str(tls), "key": str(tls)}
     if closed:
         (folder / "users").write_text(f"{USER}:{HASH}\n")
         settings["auth"] = {"htpasswd": {"realm": "lab", "path": str(folder / "users")}}

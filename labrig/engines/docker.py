@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labrig import assembly, base, buildkit, container, daemon, home, image, loading, render
+from labrig import assembly, base, buildkit, container, daemon, home, image, loading, network, render
 from labrig.container import Settings
 from labrig.engines import ANY, Environment, Fetch, Purpose, Session, Wish
 from labrig.errors import BuildError, HostError, UsageError
@@ -129,6 +129,7 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
         user = "" if purpose == "verify" else _user(folders)
         if purpose == "shell" and not user:
             print(f"you are root; in there you are student ({image.UID}), who reads the checkout only", file=sys.stderr)
+        trusted, variables = network.inside() if purpose == "shell" else ({}, {})
         if purpose == "labs":
             _hand_over(folders, user or f"{image.UID}:{image.GID}")
         settings = Settings(
@@ -138,9 +139,10 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
             gpus=environment.target.device == "cuda" and bool(read_host().gpus),
             shm_size=int(client.info()["MemTotal"]) // SHM_SHARE,
             mounts={str(folder): (folder, True) for folder in folders}
-            | ({PROBE: (_probe(), False)} if purpose == "verify" else {}),
+            | ({PROBE: (_probe(), False)} if purpose == "verify" else {})
+            | trusted,
             tmpfs={image.HOME: _owned(user)} if user else {},
-            environment={"LABRIG_IMAGE_ID": str(found.id)},  # for the labs' records
+            environment={"LABRIG_IMAGE_ID": str(found.id), **variables},  # the first for the labs' records
         )
         known = re.fullmatch(r"\d+:\d+", owner)
         memory = {"/tmp": "rw,nosuid,nodev,mode=1777", image.HOME: _owned(owner if known else "0:0")}  # noqa: S108

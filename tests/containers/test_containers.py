@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import certificates
 import pytest
 import registries
 
@@ -165,12 +166,14 @@ def test_a_label_that_the_engine_refuses_is_exit_4_with_its_reason(made: Environ
 
 
 def test_a_base_is_the_same_whenever_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ca, _ = certificates.make(tmp_path)
     target = spec.read(ROOT / "images" / spec.TABLE).pick(TARGET)
     assert target.suite
     digests = []
     for name in ("one", "two"):
         monkeypatch.setenv("LABRIG_CACHE", str(tmp_path / name))
         monkeypatch.setenv("TZ", "Asia/Tokyo" if name == "two" else "UTC")
+        monkeypatch.setenv("LABRIG_CA", str(ca) if name == "two" else "")
         digests.append(base._bootstrap(target.suite, "linux_x86_64")["digest"])
         shutil.rmtree(tmp_path / name)
     assert digests[0] == digests[1]

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from servers import CHUNK, IndexServer, Manners, make_certificates
+from certificates import make as make_certificates
+from servers import CHUNK, IndexServer, Manners
 
 from labrig import crew, wheelhouse
 from labrig import progress as progress_module
