@@ -27,7 +27,7 @@ COLAB_COLUMNS = ("Colab runtime", "Python", "torch", "CUDA", "against {}", "how 
 DOOR_COLUMNS = ("lab", "in Colab")
 
 _HERE = """\
-# This notebook lies in a folder of its own. What it imports (harness.py) and reads (data/) is in the folder above:
+# The lab's helper, harness.py, and its data are in the folder above this one:
 import sys
 
 sys.path.insert(0, "..")"""
@@ -119,13 +119,14 @@ def _needed(script: Path) -> dict[str, str]:
     names = ["harness.py"]
     for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "lab.read":
-            if not (node.args and isinstance(node.args[0], ast.Constant)):
+            name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+            if not isinstance(name, str):
                 raise UsageError(
                     f"{script.name}, line {node.lineno}: cannot tell which file it reads",
                     found=ast.unparse(node),
                     fix="give lab.read the file's name in quotes",
                 )
-            names += ["data/manifest.json", f"data/{node.args[0].value}"]
+            names += ["data/manifest.json", f"data/{name}"]
     return {name: _digest(script.parent / name) for name in dict.fromkeys(names)}
 
 

@@ -181,9 +181,12 @@ def default_out() -> Path:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """To stderr. Nobody may be reading any more, and that must not stop a lab from saving its state."""
+    """To stderr; in a notebook, where that is printed on red, to stdout.
+
+    Nobody may be reading any more, and that must not stop a lab from saving its state.
+    """
     with contextlib.suppress(OSError):
-        print(text, end=end, file=sys.stderr, flush=True)
+        print(text, end=end, file=sys.stdout if in_notebook() else sys.stderr, flush=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
