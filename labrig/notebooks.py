@@ -58,7 +58,6 @@ def render(table: Table, labs: Path, colab: Template) -> dict[Path, str]:
         found[folder / f"{script.stem}.ipynb"] = _notebook(script.stem, [title, setup, *rest])
         badge = _cell("markdown", f"{script.stem}-badge", _badge(table.project, script.stem))
         code = colab.render(
-            lab=script.stem,
             address=f"https://raw.githubusercontent.com/{table.project.repository}/{table.project.branch}/labs",
             files=_needed(script),
             targets=_compared(table),
