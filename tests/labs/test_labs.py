@@ -15,7 +15,7 @@ from html import escape as html_escape
 from pathlib import Path
 
 import pytest
-from records import LABS, ROOT, assert_equal_numbers, record
+from records import EXECUTE, LABS, ROOT, assert_equal_numbers, record
 
 from labrig import checks, environment, labs, support, verify
 from labrig.engines import Environment
@@ -241,33 +241,15 @@ def test_the_colab_variant_runs_with_nothing_but_an_address(lab: str, python, tm
     flags = "--quick --device cpu --progress off"
     told = executed(book, tmp_path, python, LAB_ARGS=flags, LABRIG_LABS=labs_server, HOME=str(tmp_path / "home"))
     assert "no GPU in this runtime: going on on the CPU" in told["text"]
-    assert "Python 3.11 and torch 2.13, as in the target cpu" in told["text"]
+    assert "target cpu" in told["text"]
     assert_shown(told, tmp_path / "results" / "by-hand" / lab)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["labs", "results", book.name, *told["home"]])
 
 
-def test_a_notebook_among_labs_that_cannot_be_written_puts_its_files_into_the_home_folder(
-    python, tmp_path: Path
-) -> None:
-    """As in an image, where the labs are root's. /sys cannot be written even by root."""
-    ask = (
-        "import sys, pathlib; sys.modules['ipykernel'] = sys\n"
-        "from labs import harness; print(harness.default_out())\n"
-        "harness.DATA = pathlib.Path('/sys/kernel/labs/data'); print(harness.default_out())\n"
-    )
-    ended = python("-c", ask, HOME=str(tmp_path))
-    assert ended.stdout.split() == [str(ROOT / "results" / "by-hand"), str(tmp_path / "results" / "by-hand")]
-
-
-EXECUTE = """
-import json, sys, nbclient, nbformat
-book = nbformat.read(sys.argv[1], as_version=4)
-nbformat.validate(book)
-nbclient.NotebookClient(book, timeout=60, resources={"metadata": {"path": sys.argv[2]}}).execute()
-out = [output for cell in book.cells for output in cell.get("outputs", [])]
-pictures = [output["metadata"]["image/png"]["alt"] for output in out if "image/png" in output.get("data", {})]
-print(json.dumps({"pictures": pictures, "text": "".join(output.get("text", "") for output in out)}))
-"""
+def test_files_of_a_notebook_go_beside_labs(python, tmp_path: Path) -> None:
+    """The same as of a script that is run in the checkout, though a notebook's kernel is in the notebook's folder."""
+    ask = "import sys; sys.modules['ipykernel'] = sys; from labs import harness; print(harness.default_out())"
+    assert python("-c", ask, cwd=tmp_path, PYTHONPATH=str(ROOT)).stdout.strip() == str(ROOT / "results" / "by-hand")
 
 
 def executed(book: Path, folder: Path, python, **env: str) -> dict:

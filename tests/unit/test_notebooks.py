@@ -7,6 +7,7 @@ are modules of a few lines.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import json
@@ -34,6 +35,7 @@ SCRIPTS = notebooks.scripts(LABS)
 IDS = [script.stem for script in SCRIPTS]
 BOOKS = render.render_notebooks(samples.SHIPPED, ROOT / "templates")
 DATA_LAB = "04_houses"
+PROJECT = samples.SHIPPED.project
 
 
 def book(lab: str, folder: str = "") -> dict[str, Any]:
@@ -138,14 +140,14 @@ def colab_template() -> Any:
 @pytest.mark.parametrize("lab", IDS)
 def test_it_begins_with_a_badge_and_installs_nothing(lab: str) -> None:
     cells = book(lab, "colab")["cells"]
-    path = f"OWNER/labrig/blob/main/labs/notebooks/colab/{lab}.ipynb"
+    path = f"{PROJECT.repository}/blob/{PROJECT.branch}/labs/notebooks/colab/{lab}.ipynb"
     assert source(cells[0]).endswith(f"](https://colab.research.google.com/github/{path})")
     setup = source(cells[2])
     for cell in cells:
         assert not re.search(r"^\s*[!%]|\bpip3?\b|\buv\b|\bconda\b|subprocess.*install", source(cell), re.MULTILINE), (
             lab
         )
-    address = "https://raw.githubusercontent.com/OWNER/labrig/main/labs"
+    address = f"https://raw.githubusercontent.com/{PROJECT.repository}/{PROJECT.branch}/labs"
     assert re.findall(r"https?://[^\"]+", setup) == [address]
     for target in ("cpu", "cuda"):
         row = samples.SHIPPED.targets[target]
@@ -169,7 +171,7 @@ def test_the_project_decides_the_addresses() -> None:
     text = made[LABS / "notebooks" / "colab" / "01_tensors.ipynb"]
     assert "github/an-institute/labs/blob/autumn/labs/notebooks/colab/01_tensors.ipynb" in text
     assert "https://raw.githubusercontent.com/an-institute/labs/autumn/labs" in text
-    assert "OWNER" not in text
+    assert PROJECT.repository not in text
     assert made[LABS / "notebooks" / "01_tensors.ipynb"] == BOOKS[LABS / "notebooks" / "01_tensors.ipynb"]
 
 
@@ -244,12 +246,14 @@ def cell(tmp_path: Path, server: Server) -> Cell:
     runtime.mkdir()
     place.mkdir()
     script = tmp_path / "cell.py"
-    script.write_text(source(book(DATA_LAB, "colab")["cells"][2]) + "\nprint('args', os.environ.get('LAB_ARGS', ''))\n")
+    setup = source(book(DATA_LAB, "colab")["cells"][2])
+    end = "\nprint('args', os.environ.get('LAB_ARGS', ''))\n"
 
     def run(
         *, version: str = f"{CPU.torch}+cpu", cuda: str | None = None, gpu: bool = False, broken: bool = False,
-        without: tuple[str, ...] = (), address: str | None = None,
+        without: tuple[str, ...] = (), address: str | None = None, python: str = CPU.python,
     ) -> Ran:  # fmt: skip
+        script.write_text(setup.replace(f'("cpu", "{CPU.python}"', f'("cpu", "{python}"') + end)
         for module in ("numpy", "sklearn", "matplotlib"):
             (runtime / f"{module}.py").unlink(missing_ok=True)
             if module not in without:
@@ -352,10 +356,12 @@ def test_a_place_that_cannot_be_written_is_said(cell: Cell, tmp_path: Path) -> N
 
 def test_a_runtime_like_the_target_is_said_and_another_one_warned_of(cell: Cell) -> None:
     minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    same = cell(version=f"{CPU.torch.rpartition('.')[0]}.9+cpu")
-    if minor == CPU.python:
-        assert same.stdout.startswith(f"Python {minor} and torch {CPU.torch.rpartition('.')[0]}, as in the target cpu")
-        assert same.stderr == ""
+    same = cell(version=f"{CPU.torch.rpartition('.')[0]}.9+cpu", python=minor)
+    assert same.stdout.startswith(f"Python {minor} and torch {CPU.torch.rpartition('.')[0]}, as in the target cpu")
+    assert same.stderr == ""
+    old = cell(python="3.8")
+    assert f"has Python {minor} and torch {CPU.torch.rpartition('.')[0]}," in old.stderr
+    assert "with Python 3.8 and" in old.stderr
     other = cell(version="2.11.0+cpu")
     assert other.returncode == 0
     [line] = other.stderr.splitlines()
@@ -402,8 +408,8 @@ def test_the_page_compares_each_runtime_with_each_target() -> None:
     for row in rows:
         assert f"| {' | '.join(row)} |" in page
     for lab in IDS:
-        assert f"| `{lab}` | [open](https://colab.research.google.com/github/OWNER/labrig/blob/main/labs/" in page
-    assert "OWNER/labrig" in "".join(page.splitlines(keepends=True)[:8])
+        assert f"| `{lab}` | [open](https://colab.research.google.com/github/{PROJECT.repository}/blob/" in page
+    assert spec.Project().repository in "".join(page.splitlines(keepends=True)[:8])
 
 
 @pytest.mark.parametrize(
@@ -420,8 +426,7 @@ def test_versions_are_compared_by_major_and_minor(
 ) -> None:
     one = matrix.ColabRuntime("r", python, torch, cuda, None, "high", "n", ("S70",))
     monkeypatch.setattr(matrix, "colab_runtimes", lambda: (one,))
-    target = samples.SHIPPED.targets["cuda"]
-    assert (target.python, target.torch, target.cuda) == ("3.13", "2.13.0", "13.0")
-    [row] = notebooks.parity(samples.SHIPPED)[1]
-    assert row[5] == says
-    assert "S70, read 2026-11-22" in row[6]
+    row = dataclasses.replace(samples.SHIPPED.targets["cuda"], python="3.13", torch="2.13.0", cuda="13.0")
+    [shown] = notebooks.parity(dataclasses.replace(samples.SHIPPED, targets={"cuda": row}))[1]
+    assert shown[4] == says
+    assert "S70, read 2026-11-22" in shown[5]

@@ -32,7 +32,7 @@ def names(files: list[Path]) -> list[str]:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Table:
-    """A copy of the table, the locks, the labs, the rendered files and the README; the labs' data are the checkout's."""
+    """A copy of the table, the locks, the labs, the rendered files and the README; the labs' data are not copied."""
     shutil.copytree(ROOT / "images", tmp_path / "images")
     shutil.copytree(ROOT / ".github", tmp_path / ".github")
     shutil.copy(ROOT / "README.md", tmp_path)
