@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 COLAB = "colab"  # the folder of the variants for Google Colab
 COLAB_TEMPLATE = "colab.py.j2"
-COLAB_COLUMNS = ("Colab runtime", "Python", "torch", "CUDA", "against {}", "how sure")
 DOOR_COLUMNS = ("lab", "in Colab")
 
 _HERE = """\
@@ -173,8 +172,8 @@ def parity(table: Table) -> tuple[list[str], list[tuple[str, ...]]]:
     Versions are compared by major.minor, as the notebooks themselves do.
     """
     targets = list(_compared(table).values())
-    before, after = COLAB_COLUMNS[:4], COLAB_COLUMNS[5:]
-    columns = [*before, *(COLAB_COLUMNS[4].format(_row(target)) for target in targets), *after]
+    against = [f"against {_row(target)}" for target in targets]
+    columns = ["Colab runtime", "Python", "torch", "CUDA", *against, "how sure"]
     rows = []
     for one in matrix.colab_runtimes():
         source = "; ".join(f"{id}, read {known.read}" for id in one.sources if (known := matrix.source(id)))
