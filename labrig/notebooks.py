@@ -48,7 +48,7 @@ def render(table: Table, labs: Path, colab: Template) -> dict[Path, str]:
     """Every notebook of the labs in a folder, as path -> text; ``colab`` is the template of Colab's first code cell.
 
     Raises:
-        UsageError: a script is no notebook in the percent format, or a file that it reads is not there.
+        UsageError: a script is not Python in the percent format, or a file that it reads is not there.
     """
     folder, found = labs / "notebooks", {}
     for script in scripts(labs):
@@ -74,7 +74,7 @@ def cells(script: Path) -> list[Cell]:
     """
     import jupytext
 
-    read = jupytext.reads(script.read_text(encoding="utf-8"), fmt="py:percent").cells
+    read = jupytext.reads(_text(script), fmt="py:percent").cells
     if not read or read[0].cell_type != "markdown":
         raise UsageError(
             f"{script.name} does not begin with a cell of text", found=script.name, fix="begin it with # %% [markdown]"
@@ -115,7 +115,7 @@ def is_generated(file: Path) -> bool:
 def _needed(script: Path) -> dict[str, str]:
     """The files of labs/ that a lab needs beside its script, with their SHA-256: the harness and what it reads."""
     names = ["harness.py"]
-    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(script)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "lab.read":
             name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
             if not isinstance(name, str):
@@ -126,6 +126,22 @@ def _needed(script: Path) -> dict[str, str]:
                 )
             names += ["data/manifest.json", f"data/{name}"]
     return {name: _digest(script.parent / name) for name in dict.fromkeys(names)}
+
+
+def _text(script: Path) -> str:
+    try:
+        return script.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {script}", found=str(error), fix="make it a readable UTF-8 file") from error
+
+
+def _tree(script: Path) -> ast.Module:
+    try:
+        return ast.parse(_text(script))
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(
+            f"{script.name} is not Python", found=str(error), fix=f"mend it: python labs/{script.name} says more"
+        ) from error
 
 
 def _digest(file: Path) -> str:

@@ -118,11 +118,18 @@ def test_a_script_that_begins_without_a_title_is_named(tmp_path: Path) -> None:
         notebooks.cells(tmp_path / "01_bare.py")
 
 
+@pytest.mark.parametrize("content", [b"# %% [markdown]\n# # Odd\n# %%\nx = (\n", b"# %% [markdown]\n# \xff\n"])
+def test_a_script_that_is_not_python_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "01_odd.py").write_bytes(content)
+    with pytest.raises(UsageError, match=r"01_odd\.py"):
+        notebooks.render(samples.SHIPPED, tmp_path, colab_template())
+
+
 @pytest.mark.parametrize(
-    ("call", "says"), [("lab.read(name)", "line 3: cannot tell"), ('lab.read("gone.csv.gz")', "cannot read .*gone")]
+    ("call", "says"), [("lab.read(name)", "line 4: cannot tell"), ('lab.read("gone.csv.gz")', "cannot read .*gone")]
 )
 def test_a_lab_whose_files_cannot_be_told_is_named(call: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / "01_odd.py").write_text(f"# %% [markdown]\n# # Odd\n# %%\n{call}\n".replace("# # Odd\n", ""))
+    (tmp_path / "01_odd.py").write_text(f"# %% [markdown]\n# Odd\n# %%\n{call}\n")
     shutil.copy(LABS / "harness.py", tmp_path)
     (tmp_path / "data").mkdir()
     shutil.copy(LABS / "data" / "manifest.json", tmp_path / "data")
