@@ -126,6 +126,20 @@ class Image:
 
 
 @dataclass(frozen=True)
+class ColabRuntime:
+    """One published runtime of Google Colab (colab.tsv)."""
+
+    name: str  # "latest (2026-08-19)", "2026.07"
+    python: str | None  # None = unconfirmed, as below
+    torch: str | None
+    cuda: str | None
+    os: str | None
+    confidence: str
+    note: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Source:
     """Where facts were read (sources.tsv)."""
 
@@ -489,6 +503,23 @@ def _images() -> Mapping[tuple[str, ...], Image]:
     return dict(_records("images", build, lambda record: (record.name, record.pattern)))
 
 
+@cache
+def _colab_runtimes() -> Mapping[tuple[str, ...], ColabRuntime]:
+    def build(line: _Line) -> ColabRuntime:
+        return ColabRuntime(
+            name=line.text("runtime"),
+            python=line.known_version("python"),
+            torch=line.known_version("torch"),
+            cuda=line.known_version("cuda"),
+            os=None if line.text("os") == _UNCONFIRMED else line.text("os"),
+            confidence=line.one_of("conf", _CONFIDENCE),
+            note=line.text("note"),
+            sources=line.words("src", _SOURCE),
+        )
+
+    return dict(_records("colab", build, lambda record: (record.name,)))
+
+
 # --- questions --------------------------------------------------------------------------------------------------------
 
 
@@ -646,6 +677,11 @@ def settled_python(pythons: Sequence[str]) -> str | None:
 def images() -> tuple[Image, ...]:
     """Official images that bring torch."""
     return tuple(_images().values())
+
+
+def colab_runtimes() -> tuple[ColabRuntime, ...]:
+    """The published runtimes of Google Colab, the newest first."""
+    return tuple(_colab_runtimes().values())
 
 
 def has_defect(defect: str, torch: str, platform: str) -> bool:

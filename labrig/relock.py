@@ -73,7 +73,8 @@ def relock(
             continue
         changed += [lock.write(one, images) for one in new]
         changed += render.write(render.render(table, target, root / "templates"))
-    changed += render.write(render.render_readme(table))
+    pages = render.render_readme(table) | render.render_colab(table)
+    changed += render.write(pages | render.render_notebooks(table, root / "templates"))
     _raise_first(failures, changed, root)
     return changed
 

@@ -8,7 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import base, compat, conda, files, image, interpreters, lock, matrix, page, published, sizes, support
+from labrig import (
+    base,
+    compat,
+    conda,
+    files,
+    image,
+    interpreters,
+    lock,
+    matrix,
+    notebooks,
+    page,
+    published,
+    sizes,
+    support,
+)
 from labrig.errors import LockError, PendingError
 from labrig.files import write_atomically
 from labrig.lock import Lock
@@ -93,15 +107,11 @@ def render_dockerfile(target: Target, locked: Lock, templates: Path, images: Pat
 
 
 def render_all(table: Table, templates: Path) -> dict[Path, str]:
-    """Every rendered file of every target, the workflow for Macs, and the README with its table of targets."""
+    """Every rendered file of every target, the workflow for Macs, the notebooks, the pages with generated tables."""
     files = {file: text for target in table.targets.values() for file, text in render(table, target, templates).items()}
-    files |= (
-        render_workflow(table, templates)
-        | render_publishing(table, templates)
-        | render_readme(table)
-        | render_selector(table)
-    )
-    return files | page.render(table, templates)
+    for made in (render_workflow, render_publishing, render_notebooks, page.render):
+        files |= made(table, templates)
+    return files | render_readme(table) | render_selector(table) | render_colab(table)
 
 
 def render_workflow(table: Table, templates: Path) -> dict[Path, str]:
@@ -152,6 +162,15 @@ def _workflow(table: Table, name: str) -> Path:
     return table.path.parents[1] / ".github" / "workflows" / f"{name}.yml"
 
 
+def render_notebooks(table: Table, templates: Path) -> dict[Path, str]:
+    """The labs beside images/ as notebooks; nothing where there are none."""
+    return notebooks.render(table, _labs(table), jinja(templates).get_template(notebooks.COLAB_TEMPLATE))
+
+
+def _labs(table: Table) -> Path:
+    return table.path.parents[1] / "labs"
+
+
 def render_readme(table: Table) -> dict[Path, str]:
     """The README beside images/ with its generated tables made anew; nothing where there is no such README."""
     file = table.path.parent.parent / "README.md"
@@ -181,6 +200,15 @@ def render_selector(table: Table) -> dict[Path, str]:
         return {}
     new = _replace(file.read_text(encoding="utf-8"), "commands", selector.COMMAND_COLUMNS, selector.commands(table))
     return {file: _replace(new, "pythons", selector.PYTHON_COLUMNS, selector.python_rule(table))}
+
+
+def render_colab(table: Table) -> dict[Path, str]:
+    """docs/colab.md beside images/ with its generated tables made anew; nothing where there is no such page."""
+    file = table.path.parent.parent / "docs" / "colab.md"
+    if not file.exists():
+        return {}
+    new = _replace(file.read_text(encoding="utf-8"), "parity", *notebooks.parity(table))
+    return {file: _replace(new, "labs", notebooks.DOOR_COLUMNS, notebooks.doors(table, _labs(table)))}
 
 
 def _replace(text: str, name: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -223,17 +251,19 @@ def check(table: Table, files: dict[Path, str]) -> None:
     wrong = [f"{_short(file)} differs" for file, text in files.items() if _read(file) not in (None, text.encode())]
     wrong += [f"{_short(file)} is missing" for file in files if _read(file) is None]
     wrong += [f"{_short(file)} belongs to no target" for file in _strays(table, files)]
+    wrong += [f"{_short(file)} belongs to no lab" for file in notebooks.strays(_labs(table), files)]
     if wrong:
         raise PendingError(
             "rendered files are not current",
             found="; ".join(wrong),
-            fix="invoke render (what it did not generate it leaves: move that out of images/)",
+            fix="invoke render (what it did not generate it leaves: move that out of images/ or labs/notebooks/)",
         )
 
 
 def remove_strays(table: Table, files: dict[Path, str]) -> list[Path]:
-    """Remove what labrig generated for targets that are gone; what a person put there is theirs to move."""
+    """Remove what labrig generated for targets and labs that are gone; what a person put there is theirs to move."""
     strays = [file for file in _strays(table, files) if _is_generated(file)]
+    strays += [file for file in notebooks.strays(_labs(table), files) if notebooks.is_generated(file)]
     for file in strays:
         file.unlink()
         with contextlib.suppress(OSError):  # it is not empty

@@ -29,6 +29,9 @@ BUILDERS = ("layers", "dockerfile")
 IMAGE = re.compile(r"[a-z0-9][a-z0-9.-]*(:\d+)?(/[a-z0-9][a-z0-9._-]*)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?")
 # A target's name becomes a part of its image's (distribution/reference: path-component).
 IMAGE_PART = re.compile(r"[a-z0-9]+(-+[a-z0-9]+)*")
+# GitHub's owner/name, and a branch that is one step of an address.
+REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,38}/[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 PLATFORMS = ("linux_x86_64", "linux_aarch64", "macos_arm64")  # Windows users run the Linux targets in WSL2
 MPS = "mps"
 
@@ -94,12 +97,21 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Project:
+    """Where this checkout is published on GitHub, for addresses in rendered files; OWNER until somebody sets it."""
+
+    repository: str = "OWNER/labrig"
+    branch: str = "main"
+
+
+@dataclass(frozen=True)
 class Table:
     """images/targets.toml as a whole."""
 
     path: Path
     targets: Mapping[str, Target]
     indexes: Mapping[str, str]
+    project: Project = Project()
 
     def pick(self, name: str) -> Target:
         """The target of that name.
@@ -137,7 +149,7 @@ def read(path: Path) -> Table:
 
 def parse(data: Mapping[str, Any], path: Path) -> Table:
     """Validate an already parsed table; see :func:`read`."""
-    top = _Row(path.name, "the top level", data, {"conda", "defaults", "indexes", "suites", "targets"})
+    top = _Row(path.name, "the top level", data, {"conda", "defaults", "indexes", "project", "suites", "targets"})
     defaults = _Row(path.name, "[defaults]", top.table("defaults"), {"packages", "engines", "base", "builder"})
     indexes_row = _Row(path.name, "[indexes]", top.table("indexes"), None)
     indexes = {name: indexes_row.index_url(name) for name in indexes_row.data}
@@ -156,7 +168,8 @@ def parse(data: Mapping[str, Any], path: Path) -> Table:
             )
         row = _Row(path.name, f"[targets.{name}]", top.nested("targets", name), _KEYS)
         targets[name] = _target(name, row, defaults, indexes, suites, conda)
-    return Table(path, MappingProxyType(targets), MappingProxyType(indexes))
+    project = _project(_Row(path.name, "[project]", top.table("project"), {"repository", "branch"}))
+    return Table(path, MappingProxyType(targets), MappingProxyType(indexes), project)
 
 
 _DERIVED = ("cuda", "min_driver", "capabilities", "glibc", "macos")
@@ -165,6 +178,15 @@ _KEYS = frozenset(
     | {"base", "builder", "size_mb", "suite"}
     | set(_DERIVED)
 )
+
+
+def _project(row: _Row) -> Project:
+    given = {}
+    if "repository" in row.data:
+        given["repository"] = row.matching("repository", REPOSITORY, 'owner/name on GitHub, such as "OWNER/labrig"')
+    if "branch" in row.data:
+        given["branch"] = row.matching("branch", BRANCH, 'the name of a branch without /, such as "main"')
+    return Project(**given)
 
 
 def _suite(name: str, file: str, top: _Row) -> Suite:

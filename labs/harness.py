@@ -168,10 +168,25 @@ def in_notebook() -> bool:
     return "ipykernel" in sys.modules
 
 
+def default_out() -> Path:
+    """Where files go without --out: results/by-hand of the folder one is in.
+
+    A notebook's kernel is in the notebook's own folder, among the labs: there it is the folder above labs/, or the home
+    folder where that cannot be written, as in an image.
+    """
+    if not in_notebook():
+        return Path("results/by-hand")
+    above = DATA.parents[1]
+    return (above if os.access(above, os.W_OK) else Path.home()) / "results" / "by-hand"
+
+
 def say(text: str, end: str = "\n") -> None:
-    """To stderr. Nobody may be reading any more, and that must not stop a lab from saving its state."""
+    """To stderr; in a notebook, where that is printed on red, to stdout.
+
+    Nobody may be reading any more, and that must not stop a lab from saving its state.
+    """
     with contextlib.suppress(OSError):
-        print(text, end=end, file=sys.stderr, flush=True)
+        print(text, end=end, file=sys.stdout if in_notebook() else sys.stderr, flush=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -209,7 +224,7 @@ def _parser(lab_id: str, title: str) -> argparse.ArgumentParser:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="tiny sizes, seconds; only exact gates are checked")
     size.add_argument("--full", action="store_true", help="sizes for a GPU")
-    add("--out", type=Path, default=Path("results/by-hand"), metavar="DIR", help="files go to DIR/<lab id>")
+    add("--out", type=Path, default=default_out(), metavar="DIR", help="files go to DIR/<lab id>")
     add("--threads", type=at_least(1), default=1, help="CPU threads (default 1: more is slower on a shared machine)")
     add("--resume", action="store_true", help="go on from state.pt of an interrupted run")
     add("--progress", default="auto", choices=["auto", "plain", "json", "off"])
@@ -559,7 +574,9 @@ class Lab:
         if in_notebook():
             from IPython.display import Image, display
 
-            display(Image(filename=str(path), alt=alt))
+            display(
+                Image(filename=str(path), metadata={"alt": alt})
+            )  # the argument alt= came with IPython 8; Colab has 7
         return None
 
     def _no_plot(self, name: str, why: str) -> None:

@@ -13,6 +13,17 @@ LABS = ROOT / "labs"
 LONG = ("06_images", "08_gpt", "16_masked_words", "18_missing_patches")  # half a minute each at full size
 CLOCKS = ("ms", "µs", "seconds", "times", "GFLOP/s", "GB/s", "MiB")  # units of what no two runs agree on
 
+# python -c EXECUTE NOTEBOOK FOLDER: runs all cells with the kernel in the folder, and prints what they showed as JSON.
+EXECUTE = """
+import json, sys, nbclient, nbformat
+book = nbformat.read(sys.argv[1], as_version=4)
+nbformat.validate(book)
+nbclient.NotebookClient(book, timeout=60, resources={"metadata": {"path": sys.argv[2]}}).execute()
+out = [output for cell in book.cells for output in cell.get("outputs", [])]
+pictures = [output["metadata"]["image/png"]["alt"] for output in out if "image/png" in output.get("data", {})]
+print(json.dumps({"pictures": pictures, "text": "".join(output.get("text", "") for output in out)}))
+"""
+
 
 def record(folder: Path) -> dict[str, Any]:
     """metrics.json of one lab."""

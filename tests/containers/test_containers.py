@@ -15,6 +15,7 @@ from typing import Any
 
 import certificates
 import pytest
+import records
 import registries
 
 from labrig import base, buildkit, checks, container, daemon, environment, home, image, spec, verify, wheelhouse
@@ -263,6 +264,20 @@ def test_labs_run_in_the_image_and_their_results_are_here(made: Environment, tmp
     again = invoke("labs", *DOCKER, *some, "--quick", f"--out={out}", "--json")
     assert all(result["reused"] for result in json.loads(again.stdout))
     assert containers() == []
+
+
+def test_a_notebook_runs_in_an_image_that_is_shut_in(made: Environment) -> None:
+    """Nothing can be written but the home folder and /tmp: there the files go, and the plots are in the notebook."""
+    books = "/opt/labrig/labs/notebooks"
+    flags = ["--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--tmpfs=/tmp"]
+    flags += ["--tmpfs=/home/student:uid=1000,gid=1000", "--env=LAB_ARGS=--quick"]
+    execute = ["python", "-W", "ignore", "-c", records.EXECUTE, f"{books}/04_houses.ipynb", books]
+    done = run("docker", "run", "--rm", *flags, made.reference, *execute)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert len(told["pictures"]) == 2
+    assert "04_houses: passed" in told["text"]
+    assert "files in /home/student/results/by-hand/04_houses" in told["text"]
 
 
 def test_the_64_mb_of_shared_memory_that_docker_gives_are_explained(made: Environment) -> None:

@@ -15,7 +15,7 @@ from html import escape as html_escape
 from pathlib import Path
 
 import pytest
-from records import LABS, ROOT, assert_equal_numbers, record
+from records import EXECUTE, LABS, ROOT, assert_equal_numbers, record
 
 from labrig import checks, environment, labs, support, verify
 from labrig.engines import Environment
@@ -221,21 +221,50 @@ IN_EVERY_RUN = ("01_tensors", "06_images", "19_speed", "20_two_processes")
     "lab", [pytest.param(lab, marks=() if lab in IN_EVERY_RUN else pytest.mark.full) for lab in IDS]
 )
 def test_a_lab_runs_in_a_notebook_kernel(lab: str, python, tmp_path: Path) -> None:
-    """Cell by cell in a real kernel, whose own command line has flags no lab knows, and where no __file__ is."""
-    execute = (
-        "import re, sys, pathlib, nbformat, nbclient\n"
-        "cells = re.split(r'^# %%.*\\n', pathlib.Path(sys.argv[1]).read_text(), flags=re.M)[2:]\n"
-        "cells = [c for c in cells if not all(l.startswith('#') for l in c.splitlines() if l)]\n"
-        "book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])\n"
-        "nbclient.NotebookClient(book, timeout=60, resources={'metadata': {'path': sys.argv[2]}}).execute()\n"
-        "out = [o for c in book.cells for o in c.outputs]\n"
-        "print(sum('image/png' in o.get('data', {}) for o in out), any('passed' in o.get('text', '') for o in out))\n"
-    )
-    ended = python("-W", "ignore", "-c", execute, LABS / f"{lab}.py", LABS, cwd=tmp_path,
-                   LAB_ARGS=f"--quick --device cpu --out {tmp_path} --progress off", HOME=str(tmp_path))  # fmt: skip
+    """The committed notebook in a real kernel, whose own command line has flags no lab knows; every plot is in it."""
+    flags = f"--quick --device cpu --out {tmp_path} --progress off"
+    told = executed(LABS / "notebooks" / f"{lab}.ipynb", LABS / "notebooks", python, LAB_ARGS=flags, HOME=str(tmp_path))
+    assert_shown(told, tmp_path / lab)
+
+
+# One of random numbers, one that reads a file of labs/data.
+COLAB_IN_EVERY_RUN = ("01_tensors", "04_houses")
+
+
+@pytest.mark.parametrize(
+    "lab", [pytest.param(lab, marks=() if lab in COLAB_IN_EVERY_RUN else pytest.mark.full) for lab in IDS]
+)
+def test_the_colab_variant_runs_with_nothing_but_an_address(lab: str, python, tmp_path: Path, labs_server: str) -> None:
+    """In an empty folder, as in Colab, with a web server as the project's address; what it wrote stays in there."""
+    book = tmp_path / f"{lab}.ipynb"
+    book.write_bytes((LABS / "notebooks" / "colab" / book.name).read_bytes())
+    flags = "--quick --device cpu --progress off"
+    told = executed(book, tmp_path, python, LAB_ARGS=flags, LABRIG_LABS=labs_server, HOME=str(tmp_path / "home"))
+    assert "no GPU in this runtime: going on on the CPU" in told["text"]
+    assert "target cpu" in told["text"]
+    assert_shown(told, tmp_path / "results" / "by-hand" / lab)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["labs", "results", book.name, *told["home"]])
+
+
+def test_files_of_a_notebook_go_beside_labs(python, tmp_path: Path) -> None:
+    """The same as of a script that is run in the checkout, though a notebook's kernel is in the notebook's folder."""
+    ask = "import sys; sys.modules['ipykernel'] = sys; from labs import harness; print(harness.default_out())"
+    assert python("-c", ask, cwd=tmp_path, PYTHONPATH=str(ROOT)).stdout.strip() == str(ROOT / "results" / "by-hand")
+
+
+def executed(book: Path, folder: Path, python, **env: str) -> dict:
+    """What a notebook's cells showed, run by nbclient in the environment; a cell that raises fails the test."""
+    home = Path(env["HOME"])
+    home.mkdir(exist_ok=True)
+    ended = python("-W", "ignore", "-c", EXECUTE, book, folder, cwd=home, **env)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.split() == [str(len(record(tmp_path / lab)["plots"])), "True"]
-    assert check.problems(tmp_path / lab) == []
+    return json.loads(ended.stdout) | {"home": [home.name] if home.parent == folder else []}
+
+
+def assert_shown(told: dict, folder: Path) -> None:
+    assert told["pictures"] and told["pictures"] == [plot["alt"] for plot in record(folder)["plots"]]
+    assert f"{folder.name}: passed" in told["text"]
+    assert check.problems(folder) == []
 
 
 # ---- the source

@@ -18,7 +18,7 @@ from labrig.errors import UsageError
 
 TABLES = (
     "releases", "wheels", "cuda_variants", "drivers", "gpu_arch", "gpus", "macos", "conda", "python", "images",
-    "defects", "sources",
+    "defects", "colab", "sources",
 )  # fmt: skip
 REMARK = re.compile(r" \(.*\)$")
 
@@ -102,6 +102,18 @@ def test_release() -> None:
         assert found.glibc == {f"linux_{arch}": known(row[f"glibc_{arch}"]) for arch in ("x86_64", "aarch64")}
         assert found.sources == listed(row["src"])
     assert matrix.release("0.0.1") is None
+
+
+def test_colab_runtimes() -> None:
+    rows = raw("colab")
+    assert [one.name for one in matrix.colab_runtimes()] == [row["runtime"] for row in rows]
+    for found, row in zip(matrix.colab_runtimes(), rows, strict=True):
+        assert (found.python, found.torch, found.cuda) == tuple(
+            known(row[name]) for name in ("python", "torch", "cuda")
+        )
+        assert found.os == known(row["os"])
+        assert (found.confidence, found.note, found.sources) == (row["conf"], row["note"], listed(row["src"]))
+        assert set(row) == {"runtime", "python", "torch", "cuda", "os", "conf", "src", "note"}
 
 
 def test_variants() -> None:

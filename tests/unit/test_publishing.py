@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 import samples
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labrig import lock, oci, page, published, publishing, render, sizes, spec, verified
@@ -62,6 +62,7 @@ def test_entries_come_back_as_they_were_and_the_newest_of_a_target_stays(tmp_pat
     assert published.find(tmp_path, "cpu", "linux_x86_64") == samples.published("cpu", date="2026-02-02")
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8")), st.integers(0, 10**15), st.lists(st.text(st.characters(codec="utf-8"))))
 def test_any_text_survives_the_file(text: str, size: int, many: list[str]) -> None:
     entry = samples.published("cuda", verified=text, size=size, capabilities=tuple(many))

@@ -153,6 +153,17 @@ def test_a_row_appended_by_hand_simply_works(checkout: Checkout, torch: str) -> 
     assert f'expected, found = "{torch}"' in (checkout.images / "added" / "setup.sh").read_text()
 
 
+def test_the_notebooks_that_name_a_targets_torch_follow(checkout: Checkout) -> None:
+    labs = checkout.root / "labs"
+    labs.mkdir()
+    (labs / "harness.py").write_text("")
+    (labs / "01_small.py").write_text("# %% [markdown]\n# Small\n# %%\nimport harness\n")
+    changed = relock(checkout.root, None, None, upgrade=False, overrides=[f"{INDEX}=none"])
+    book = labs / "notebooks" / "colab" / "01_small.ipynb"
+    assert book in changed and TORCH in book.read_text()
+    assert checkout.is_current()
+
+
 def test_versions_are_kept_until_upgrade(checkout: Checkout, capsys: pytest.CaptureFixture[str]) -> None:
     checkout.lock("plain")
     checkout.publish(samples.wheel("alpha", "2.0"), samples.wheel("beta", "1.1"))

@@ -32,10 +32,12 @@ def names(files: list[Path]) -> list[str]:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Table:
-    """A copy of the table, the locks, the rendered files and the README."""
+    """A copy of the table, the locks, the labs, the rendered files and the README; the labs' data are not copied."""
     shutil.copytree(ROOT / "images", tmp_path / "images")
     shutil.copytree(ROOT / ".github", tmp_path / ".github")
     shutil.copy(ROOT / "README.md", tmp_path)
+    shutil.copytree(ROOT / "labs", tmp_path / "labs", ignore=shutil.ignore_patterns("data", "__pycache__"))
+    (tmp_path / "labs" / "data").symlink_to(ROOT / "labs" / "data")
     return spec.read(tmp_path / "images" / spec.TABLE)
 
 
@@ -140,6 +142,35 @@ def test_a_workflow_that_somebody_wrote_is_theirs(table: Table) -> None:
     assert native.read_text() == "name: mine\n" and theirs.exists()
 
 
+def test_notebooks_of_labs_that_are_gone_are_named_and_removed_and_copies_are_left(table: Table) -> None:
+    labs = table.path.parents[1] / "labs"
+    notebooks = labs / "notebooks"
+    copy = notebooks / "01_tensors-Copy1.ipynb"  # as JupyterLab names one
+    shutil.copy(notebooks / "01_tensors.ipynb", copy)
+    (notebooks / ".ipynb_checkpoints").mkdir()
+    shutil.copy(notebooks / "01_tensors.ipynb", notebooks / ".ipynb_checkpoints" / "01_tensors-checkpoint.ipynb")
+    (labs / "02_autograd.py").unlink()
+    assert pending(table).found == (
+        "notebooks/01_tensors-Copy1.ipynb belongs to no lab".join(["labs/", "; "])
+        + "labs/notebooks/02_autograd.ipynb belongs to no lab; notebooks/colab/02_autograd.ipynb belongs to no lab"
+    )
+    assert names(render.remove_strays(table, rendered(table))) == [
+        "notebooks/02_autograd.ipynb",
+        "colab/02_autograd.ipynb",
+    ]
+    assert pending(table).found == "labs/notebooks/01_tensors-Copy1.ipynb belongs to no lab"
+    assert copy.exists()
+
+
+def test_a_notebook_that_is_stale_is_named(table: Table) -> None:
+    script = table.path.parents[1] / "labs" / "01_tensors.py"
+    script.write_text(script.read_text().replace("## 1. A tensor is memory", "## 1. A tensor is a memory"))
+    names = "labs/notebooks/01_tensors.ipynb differs; notebooks/colab/01_tensors.ipynb differs"
+    assert pending(table).found == names
+    assert len(render.write(rendered(table))) == 2
+    render.check(table, rendered(table))
+
+
 def test_the_desktops_files_are_nobodys_and_our_leftovers_are_ours(table: Table) -> None:
     folder = table.path.parent / "cpu"
     (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
@@ -169,9 +200,12 @@ def test_a_name_that_a_template_does_not_get_is_an_error(table: Table, tmp_path:
     for template in TEMPLATES.iterdir():
         folder = tmp_path / template.name
         shutil.copytree(TEMPLATES, folder)
-        given = {"workflow-native": "runner", "workflow-publish": "registry", "published": "bars"}.get(
-            template.name.partition(".")[0], "target"
-        )
+        given = {
+            "workflow-native": "runner",
+            "workflow-publish": "registry",
+            "published": "bars",
+            "colab": "address",
+        }.get(template.name.partition(".")[0], "target")
         (folder / template.name).write_text(template.read_text() + f"{{{{ {given}.tocrh }}}}")
         with pytest.raises(UndefinedError, match="tocrh"):
             render.render_all(table, folder)

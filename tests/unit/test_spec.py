@@ -365,6 +365,30 @@ def test_an_unknown_key_is_named_at_each_level(table: Written, text: str, title:
     assert allowed in error.fix
 
 
+def test_where_it_is_published(table: Written) -> None:
+    assert table.read(document(CPU)).project == spec.Project("OWNER/labrig", "main")
+    given = {"repository": "an-institute/pytorch.labs_2", "branch": "2026-autumn"}
+    assert table.read(document(CPU, project=given)).project == spec.Project(*given.values())
+    assert table.read(document(CPU, project={"branch": "dev"})).project == spec.Project(branch="dev")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(
+            ("repository", value)
+            for value in ("", "labrig", "a/b/c", "-a/b", "a_b/c", "a/.c", "a/b c", 'a/b"', "a/b)", 7)
+        ),
+        *(("branch", value) for value in ("", "a/b", ".", "..", "-b", "a b", "a?b", "a#b", "a\n", ["main"])),
+        ("brunch", "main"),
+    ],
+)
+def test_a_wrong_place_is_named_with_what_is_allowed(table: Written, key: str, value: object) -> None:
+    error = table.error(document(CPU, project={key: value}))
+    assert "[project]" in error.what
+    assert "branch" in error.fix or "owner/name" in error.fix
+
+
 @pytest.mark.parametrize("name", ["", "a" * 41, "CPU", "cpu_x", "../cpu", "cpu cuda", "cpü", "cpu\n", "٣"])
 def test_a_bad_row_name_is_refused(table: Written, name: str) -> None:
     error = table.error(document(CPU, name=name))
