@@ -29,6 +29,7 @@ ENVIRONMENT = "/opt/venv"
 PYTHON = f"{ENVIRONMENT}/bin/python"
 HOME = "/home/student"
 UID = GID = 1000
+COLAB = "notebooks/colab"  # under labs/, and in no image
 LOCK, INPUTS, REVISION = "labrig.lock", "labrig.inputs", "org.opencontainers.image.revision"
 BASE_NAME, BASE_DIGEST = "org.opencontainers.image.base.name", "org.opencontainers.image.base.digest"
 # What Linux looks programs up in where nobody says (BuildKit's own default for a base that says nothing).
@@ -105,6 +106,8 @@ def read_labs(folder: Path) -> dict[str, str]:
         inner = file.relative_to(folder)
         if "\udc80" <= max(str(inner)) <= "\udcff":
             raise UsageError("a file of labs/ has a name that is no text", found=ascii(str(inner)), fix="rename it")
+        if inner.is_relative_to(COLAB):  # which has no use for an image, and in it nobody for them
+            continue
         if file.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in inner.parts):
             with file.open("rb") as opened:
                 found[inner.as_posix()] = digest(opened, lambda: None)
