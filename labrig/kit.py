@@ -292,7 +292,8 @@ def _require_place(place: Path) -> None:
         raise UsageError(
             f"{place} is a whole disk", fix=f"name a new folder on it, such as --output={place / 'labrig-kit'}"
         )
-    strange = [one.name for one in partial.iterdir() if one.name not in TOP] if partial.exists() else []
+    half = partial.iterdir() if partial.exists() else ()
+    strange = [one.name for one in half if one.name not in TOP and one.name[0] != "."]  # hidden: a half file of ours
     if place.exists() and any(place.iterdir()) and not _is_kit(place):
         strange += [one.name for one in place.iterdir()]
     if strange:

@@ -543,7 +543,7 @@ def archive(kit: Kit, image: dict[str, Any], manifest: dict[str, Any]) -> Iterat
         "mediaType": manifest["mediaType"],
         "digest": image["digest"],
         "size": (kit.here / _blob(image["digest"])).stat().st_size,
-        "platform": dict(zip(("os", "architecture"), image["platform"].split("/"))),  # noqa: B905 - of Python 3.10
+        "platform": {"architecture": image["platform"].partition("/")[2], "os": "linux"},
         # containerd knows an image by its whole name.
         "annotations": {"io.containerd.image.name": "docker.io/" + reference, TAG: reference.rpartition(":")[2]},
     }
