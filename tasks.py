@@ -452,7 +452,7 @@ def export(
     written = kit.export(
         ROOT,
         target or (),
-        Path(output).expanduser().absolute(),
+        Path(output).expanduser().resolve(),
         platform=platform,
         with_image=image,
         with_wheels=wheels,

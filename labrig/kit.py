@@ -281,6 +281,10 @@ def _readme(about: Sequence[Mapping[str, Any]]) -> str:
 
 def _require_place(place: Path) -> None:
     """Raises UsageError where something else stands than a kit, whole or half."""
+    if place.is_mount():
+        raise UsageError(
+            f"{place} is a whole disk", fix=f"name a new folder on it, such as --output={place / 'labrig-kit'}"
+        )
     partial = _partial(place)
     if place.suffix == TAR:
         if (place.exists() and not _is_kit(place)) or partial.is_dir():
@@ -288,10 +292,6 @@ def _require_place(place: Path) -> None:
         return
     if (place.exists() and not place.is_dir()) or (partial.exists() and not partial.is_dir()):
         raise UsageError(f"{place} is no folder", fix="name a new folder, or a file that ends with .tar")
-    if place.is_mount():
-        raise UsageError(
-            f"{place} is a whole disk", fix=f"name a new folder on it, such as --output={place / 'labrig-kit'}"
-        )
     half = partial.iterdir() if partial.exists() else ()
     strange = [one.name for one in half if one.name not in TOP and one.name[0] != "."]  # hidden: a half file of ours
     if place.exists() and any(place.iterdir()) and not _is_kit(place):
@@ -445,7 +445,9 @@ class Opened:
 
 def _damaged(place: Path, found: str) -> BuildError:
     return BuildError(
-        f"{place} is no whole kit", found=found, fix="copy it again from where it came; nothing of it was used"
+        f"{place} is no whole kit",
+        found=stick.shown(found),
+        fix="copy it again from where it came; nothing of it was used",
     )
 
 
@@ -584,7 +586,7 @@ def _plans(kit: Opened, table: Table) -> tuple[list[tuple[Target, Lock, Image | 
             locked = lock.load(target, entry["platform"], table.path.parent)
             made = _image(kit, str(entry["image"]["digest"]), target, locked) if entry["image"] else None
             plans.append((target, locked, made))
-        return plans, reasons, str(about["revision"])[:80]
+        return plans, reasons, stick.shown(str(about["revision"])[:80])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise _damaged(kit.place, f"{type(error).__name__}: {error}") from None
 

@@ -64,6 +64,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def shown(text: str) -> str:
+    """Text of a kit that nobody has proven, without what moves a cursor."""
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
 def megabytes(count: int) -> str:
     """Bytes for people."""
     return "%.2f GB" % (count / 1e9) if count >= 1e9 else "%.1f MB" % (count / 1e6)
@@ -215,7 +220,7 @@ def verify(kit: Kit) -> None:
     except (OSError, ValueError) as error:
         raise Stop(4, f"The kit cannot be read: {error}", COPY_AGAIN) from None
     wrong = kit.prove(sorted(kit.expected))
-    wrong += [f"{name} is not the kit's." for name in sorted(set(there) - set(kit.expected) - {CHECKSUMS})]
+    wrong += [f"{shown(name)} is not the kit's." for name in sorted(set(there) - set(kit.expected) - {CHECKSUMS})]
     _refuse(wrong)
     say(f"All {len(kit.expected)} files are as they were written.")
     print("sha256:" + kit.digest)
