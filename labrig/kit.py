@@ -641,6 +641,8 @@ def _image(kit: Opened, digest: str, target: Target, locked: Lock) -> Image:
         Layer(f"kit: {number}", str(one["digest"]), str(diff_id), int(one["size"]), 0, str(one["mediaType"]))
         for number, (one, diff_id) in enumerate(zip(said["layers"], inner["rootfs"]["diff_ids"], strict=True), 1)
     )
+    if not layers or any(kit.sizes[kit.blob(one.digest)] != one.size for one in layers):
+        raise ValueError("an image without layers, or with one of another size")
     made = Image(locked.platform, layers, config, manifest)
     labels = _labels(made)
     if (labels["labrig.target"], labels[image.LOCK]) != (target.name, locked.digest) or not re.fullmatch(

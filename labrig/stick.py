@@ -518,8 +518,10 @@ def _send(kit: Kit, image: dict[str, Any], program: str) -> None:
         say("all is sent; the engine unpacks it")
         process.stdin.close()
         code = process.wait(LOAD_TIMEOUT)
-    except BrokenPipeError:
-        code = process.wait(ANSWER_TIMEOUT) or 1
+    except BrokenPipeError:  # it refused before it had all, and says why
+        code = 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ANSWER_TIMEOUT)
     except subprocess.TimeoutExpired:
         code = 1
     finally:
@@ -544,10 +546,11 @@ def _blob(digest: str) -> str:
 def archive(kit: Kit, image: dict[str, Any], manifest: dict[str, Any]) -> Iterator[bytes]:
     """The tar that `docker load` reads: an OCI layout that has Docker's older manifest.json as well."""
     reference = image["reference"]
+    document = kit.read(_blob(image["digest"]))
     entry = {
         "mediaType": manifest["mediaType"],
         "digest": image["digest"],
-        "size": (kit.here / _blob(image["digest"])).stat().st_size,
+        "size": len(document),
         "platform": {"architecture": image["platform"].partition("/")[2], "os": "linux"},
         # containerd knows an image by its whole name.
         "annotations": {"io.containerd.image.name": "docker.io/" + reference, TAG: reference.rpartition(":")[2]},
@@ -561,7 +564,7 @@ def archive(kit: Kit, image: dict[str, Any], manifest: dict[str, Any]) -> Iterat
             [{"Config": config[len("image/") :], "RepoTags": [reference], "Layers": inner}]
         ).encode(),
         config[len("image/") :]: kit.read(config),
-        _blob(image["digest"])[len("image/") :]: kit.read(_blob(image["digest"])),
+        _blob(image["digest"])[len("image/") :]: document,
     }
     for name, content in texts.items():
         yield _header(name, len(content)) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
@@ -660,6 +663,9 @@ def main(arguments: list[str]) -> int:
     except Stop as stop:
         say(f"kit: {stop}")
         return stop.code
+    except OSError as error:
+        say(f"kit: {error}")
+        return 4
     except KeyboardInterrupt:
         say("kit: interrupted; run it again, it goes on or begins anew")
         return 130

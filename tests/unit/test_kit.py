@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,32 @@ def test_parts_can_be_left_out(checkout: Path, tmp_path: Path) -> None:
     assert script(tmp_path / "image", "native")[0] == 3
     for name in ("wheels", "image"):
         assert script(tmp_path / name, "verify")[0] == 0
+
+
+def test_targets_of_a_kit_share_what_is_the_same_and_each_has_its_image(checkout: Path, tmp_path: Path) -> None:
+    root = tmp_path / "checkout"
+    shutil.copytree(checkout, root)
+    row = TABLE.partition("[targets.here]")[2]
+    (root / "images" / spec.TABLE).write_text(f"{TABLE}[targets.there]{row}")
+    target = spec.read(root / "images" / spec.TABLE).targets["there"]
+    one = lock.read(root / "images" / "here" / f"{PLATFORM}.lock")
+    lock.write(replace(one, target="there", inputs=lock.inputs_digest(target, PLATFORM)), root / "images")
+    place = tmp_path / "kit"
+    written = kit.export(root, ["here", "there", "here"], place, platform=PLATFORM, offline=True)
+    assert [each["name"] for each in written.targets] == ["here", "there"]
+    assert len(list((place / "wheels").iterdir())) == 2
+    digests = {each["image"]["digest"] for each in written.targets}
+    assert len(digests) == 2
+    assert {each["digest"] for each in json.loads((place / "image/index.json").read_text())["manifests"]} >= digests
+    assert script(place, "verify")[0] == 0
+    for word in ("native", "load"):
+        code, _, said = script(place, word)
+        assert code == 2 and "here, there" in said
+    # This checkout knows one of them.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABRIG_CACHE", str(tmp_path / "empty"))
+        assert [each.target for each in kit.import_kit(checkout, place)] == ["here"]
+        assert [each.target for each in kit.import_kit(root, place)] == ["here", "there"]
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
