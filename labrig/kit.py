@@ -357,6 +357,9 @@ def _write_folder(entries: Sequence[Entry], place: Path) -> None:
         progress.start(sum(one.size for one in entries))
         for one in entries:
             _put(one, partial / one.name, progress)
+    for folder in (partial, *(one for one in partial.rglob("*") if one.is_dir())):
+        with contextlib.suppress(OSError):  # FAT knows no modes
+            folder.chmod(0o755)  # whatever the umask of who exports: others are to read it
     if place.exists():
         place.rmdir()
     partial.rename(place)

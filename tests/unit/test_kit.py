@@ -194,6 +194,17 @@ def test_no_file_of_a_kit_is_a_link_into_the_cache(whole: tuple[Path, kit.Writte
         assert not one.is_file() or one.stat().st_nlink == 1, one
 
 
+@pytest.mark.parametrize("umask", [0o077, 0o000])
+def test_others_can_read_a_kit_whoever_wrote_it(checkout: Path, tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        export(checkout, tmp_path / "kit")
+    finally:
+        os.umask(before)
+    modes = {one.stat().st_mode & 0o777 for one in (tmp_path / "kit", *(tmp_path / "kit").rglob("*"))}
+    assert modes == {0o755, 0o644}
+
+
 def test_the_same_kit_is_the_same_digest_and_keeps_the_files_that_are_right(checkout: Path, tmp_path: Path) -> None:
     one, two = export(checkout, tmp_path / "one"), export(checkout, tmp_path / "two")
     assert one.digest == two.digest
