@@ -501,3 +501,61 @@ def up(
         print(f"report: {summary.report}")
     if summary.failure:
         raise summary.failure
+
+
+@task(
+    help={
+        "target": f"{TARGET} (repeatable)",
+        "output": "a new folder, or a file that ends with .tar",
+        "platform": "for another platform than this host's",
+        "image": "--no-image: leave out the container image",
+        "wheels": "--no-wheels: leave out the wheels, which native environments are made of",
+        "index": INDEX,
+        "offline": OFFLINE,
+        "json": AS_JSON,
+    },
+    iterable=["target", "index"],
+)
+@cli.door
+def export(
+    c: Context,
+    output: str,
+    target: list[str] | None = None,
+    platform: str = "",
+    image: bool = True,
+    wheels: bool = True,
+    index: list[str] | None = None,
+    offline: bool = False,
+    json: bool = False,
+) -> None:
+    """Write an offline kit: image, wheels, locks, labs, checksums and a script that needs no labrig."""
+    from labrig import kit
+
+    written = kit.export(
+        ROOT,
+        target or (),
+        Path(output).expanduser().resolve(),
+        platform=platform,
+        with_image=image,
+        with_wheels=wheels,
+        overrides=index or (),
+        offline=offline,
+    )
+    if json:
+        cli.print_json(written.to_json())
+    else:
+        print(written.place)
+
+
+@task(name="import", help={"kit": "the folder or the .tar that invoke export wrote", "json": AS_JSON})
+@cli.door
+def import_kit(c: Context, kit: str, json: bool = False) -> None:
+    """Prove an offline kit, and take its wheels and its image, so that --offline works here."""
+    from labrig import kit as kits
+
+    found = kits.import_kit(ROOT, Path(kit).expanduser().absolute())
+    if json:
+        cli.print_json([vars(one) for one in found])
+    else:
+        for one in found:
+            print(one.reference if one.loaded else one.lock)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gzip
+import hashlib
 import json
 import os
 import re
@@ -18,10 +20,11 @@ import signal
 import sys
 import tarfile
 import tomllib
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from labrig import daemon, home, network, program
 from labrig.errors import BuildError, HostError, LockError, UsageError
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 REPOSITORY = "labrig-base"  # bases of ours in the engine: labrig-base:<suite>-<12 digits of the digest>
 LOCK = "base.lock"  # beside a target's locks
 TIMEOUT = 1800  # seconds
+LARGEST = 2_000_000_000  # bytes of a base's root file system; ours have 130 million
 ARCHITECTURES = {"linux_x86_64": "amd64", "linux_aarch64": "arm64"}  # Debian's names
 PACKAGES = "ca-certificates,python3,python3-venv,usr-is-merged"  # the last one instead of usrmerge, which needs perl
 # As in Debian's own slim images: pages that nobody reads in a container.
@@ -118,6 +122,36 @@ def require_kept(target: Target, platform: str) -> None:
 def tar(made: Base) -> Path:
     """The root file system of a base that was made here."""
     return _tar(made.digest)
+
+
+def keep(target: Target, platform: str, sha256: str, layer: BinaryIO) -> bool:
+    """Keep the base that an image stands on, from its gzip'd layer; False: one of the suite is kept here.
+
+    Raises:
+        BuildError: it is not of that digest, larger than any base, or of another Python than the suite's.
+    """
+    suite = _suite(target)
+    with _alone(suite, platform):
+        if target.base != "bootstrap" or _kept(suite, platform):
+            return False
+        made = home.bases() / f".{suite.name}-{platform}.tar"
+        hashed, left = hashlib.sha256(), LARGEST
+        try:
+            with gzip.open(layer) as plain, made.open("wb") as file:
+                while left > 0 and (chunk := plain.read(CHUNK)):
+                    hashed.update(chunk)
+                    file.write(chunk)
+                    left -= len(chunk)
+            if f"sha256:{hashed.hexdigest()}" != sha256 or _python_of(made) != suite.python:
+                raise BuildError("a base is not what the image on it says", found=sha256)
+            made.replace(_tar(sha256))
+        except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
+            raise BuildError("a base is no gzip'd tar", found=f"{sha256}: {error}") from None
+        finally:
+            made.unlink(missing_ok=True)
+        note = {"suite": suite.name, "python": suite.python, "digest": sha256}
+        write_atomically(_note(suite, platform), json.dumps(note) + "\n")
+    return True
 
 
 def former() -> tuple[list[Path], Callable[[str], bool]]:

@@ -18,11 +18,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from labrig import home
 from labrig.errors import BuildError
-from labrig.files import CHUNK, EPOCH, write_atomically
+from labrig.files import CHUNK, EPOCH, copy_proven, write_atomically
 from labrig.progress import megabytes
 from labrig.tarball import Writer
 
@@ -96,6 +97,25 @@ def make(of: str, title: str, write: Callable[[Writer], None], wheels: Sequence[
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return layer
+
+
+def keep(digest: str, size: int, source: BinaryIO) -> bool:
+    """Put a blob that somebody handed over into the store, proven; False: it is there already.
+
+    Raises:
+        BuildError: it is not what its digest says; the disk is full or cannot be written.
+    """
+    to = path(digest)
+    if is_untouched(to, size):
+        return False
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if not copy_proven(source, to, digest.removeprefix("sha256:"), size):
+            raise BuildError("a layer is not what its digest says", found=digest)
+        seal(to)
+    except OSError as error:
+        raise unwritable(error, to.parent) from error
+    return True
 
 
 def seal(blob: Path) -> None:

@@ -16,12 +16,12 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from labrig.crew import Crew
 from labrig.download import Transfer, download, is_whole
 from labrig.errors import FetchError, Interrupted
-from labrig.files import digest
+from labrig.files import copy_proven, digest
 from labrig.indexes import Sources, open_client
 from labrig.lock import Wheel
 from labrig.progress import Progress, megabytes
@@ -60,6 +60,25 @@ def find(wheel: Wheel, store: Path) -> Path:
 def missing(wheels: Iterable[Wheel], store: Path) -> list[Wheel]:
     """The wheels that are not in ``store``, judged by presence and size."""
     return [wheel for wheel in wheels if not is_whole(find(wheel, store), wheel.size)]
+
+
+def keep(wheel: Wheel, source: BinaryIO, store: Path) -> bool:
+    """Put a wheel that somebody handed over into ``store``, proven; False: it is there already, and right.
+
+    Raises FetchError (it is another one than the lock's; the disk is full or read-only).
+    """
+    place = find(wheel, store)
+    try:
+        if place.exists():
+            with place.open("rb") as file:
+                if digest(file, lambda: None) == wheel.sha256:
+                    return False
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not copy_proven(source, place, wheel.sha256, wheel.size):
+            raise FetchError(f"{wheel.file} is not the wheel that the lock names", fix="ask for it again")
+    except OSError as error:
+        raise _disk_error(error, store, wheel.size) from error
+    return True
 
 
 def fetch(
