@@ -48,3 +48,8 @@ def layers() -> Path:
 def uv_cache() -> Path:
     """uv's own cache, beside the environments so that it can hard-link into them."""
     return root() / "uv"
+
+
+def servers() -> Path:
+    """What is known of each JupyterLab that `invoke start` left running, one folder a target."""
+    return root() / "servers"
