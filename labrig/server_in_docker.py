@@ -18,12 +18,9 @@ if TYPE_CHECKING:
     from docker import DockerClient
     from docker.models.containers import Container
 
-WORK = f"{image.HOME}/work"  # the student's folder, inside
 TOKEN = "/run/labrig-token"  # noqa: S105 - a file's name
 MARK = "labrig.server"  # label of every such container: its target
 PORT = 8888  # inside
-COMMAND = ["python", "-m", "labs", "serve", "--to", WORK]
-PIDS = 4096  # processes and threads: a lab's workers on a large machine take hundreds
 GRACE = 15  # seconds to end its kernels
 LOG_SIZE = "10m"  # of two files, in the engine's own words
 MEMORY = "rw,exec,nosuid,nodev,mode=1777"  # of /tmp; exec, because torch.compile loads there what it has built
@@ -91,14 +88,14 @@ def _create(
     found = client.images.get(made.reference)
     user = f"{owner[0]}:{owner[1]}"
     inside: tuple[Mapping[str, tuple[Path, bool]], Mapping[str, str]] = ({}, {})  # the seam for network.inside()
-    mounts = {WORK: (folder, True), TOKEN: (place / "token", False), **inside[0]}
+    mounts = {image.WORK: (folder, True), TOKEN: (place / "token", False), **inside[0]}
     gpus = made.target.device == "cuda" and bool(read_host().gpus)
     host: dict[str, Any] = client.api.create_host_config(
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
         read_only=True,
         init=True,  # ends what kernels leave behind, and hands signals on
-        pids_limit=PIDS,
+        pids_limit=image.PIDS,
         shm_size=int(client.info()["MemTotal"]) // docker.SHM_SHARE,
         port_bindings={PORT: ("127.0.0.1", port)},
         mounts=[Mount(at, str(path), type="bind", read_only=not writable) for at, (path, writable) in mounts.items()],
@@ -108,7 +105,7 @@ def _create(
     )
     client.api.create_container(
         made.reference,
-        COMMAND,
+        list(image.SERVE),
         name=name_of(target),
         user=user,
         working_dir=str(image.LABS),

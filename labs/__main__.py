@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--to", type=Path, required=True, metavar="FOLDER")
     serve.add_argument("--port", type=_whole(1), default=8888)
     serve.add_argument("--ip", default="", help="listen at this address; without it 127.0.0.1, in a container its own")
+    serve.add_argument("--only-copy", action="store_true", help="copy the labs, and open nothing")
     return top
 
 
@@ -180,7 +181,7 @@ def main() -> int:
         if args.command == "serve":
             from labs import serve
 
-            return serve.serve(args.to, port=args.port, ip=args.ip)
+            return serve.serve(args.to, port=args.port, ip=args.ip, only_copy=args.only_copy)
         return write_report(args.runs, args.out)
     except LabStop as stop:
         say(stop.reason)

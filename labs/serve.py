@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from labs.harness import LabStop, say
 from labs.page import LABS
@@ -58,8 +59,8 @@ class Copied:
     kept: tuple[str, ...] = ()  # edited, or something else of that name: left as they are
 
 
-def serve(to: Path, *, port: int = PORT, ip: str = "") -> int:
-    """Copy the labs and become JupyterLab; comes back only if it cannot.
+def serve(to: Path, *, port: int = PORT, ip: str = "", only_copy: bool = False) -> int:
+    """Copy the labs and become JupyterLab; comes back only with `only_copy`.
 
     Raises LabStop 3 for root, 2 for an address, a folder or a token that cannot be taken.
     """
@@ -71,13 +72,18 @@ def serve(to: Path, *, port: int = PORT, ip: str = "") -> int:
     to = to.absolute()
     to.mkdir(parents=True, exist_ok=True)
     tell(copy(LABS, to))
+    if not only_copy:
+        become_jupyter(to, address, port, token)
+    return 0
+
+
+def become_jupyter(to: Path, address: str, port: int, token: str) -> NoReturn:
+    """Put JupyterLab into the place of this process."""
     variables = jupyter_variables(state_folder())
-    if token:
-        variables["JUPYTER_TOKEN"] = token
-    command = jupyter_command(to, address, port)
     for name in (*FOREIGN, "JUPYTER_TOKEN", "JUPYTER_TOKEN_FILE"):
         os.environ.pop(name, None)
-    os.environ.update(variables)
+    os.environ.update(variables | ({"JUPYTER_TOKEN": token} if token else {}))
+    command = jupyter_command(to, address, port)
     os.chdir(to)
     os.execv(command[0], command)  # noqa: S606 - no shell on purpose
 
@@ -225,6 +231,7 @@ def jupyter_command(to: Path, address: str, port: int) -> list[str]:
         "ServerApp.port": port,
         "ServerApp.port_retries": 0,  # a port is published or printed before it starts, so another one helps nobody
         "ServerApp.open_browser": False,
+        "ServerApp.answer_yes": True,  # one Ctrl-C ends it
         "ServerApp.root_dir": to,
         "ServerApp.allow_root": False,
         "ServerApp.allow_unauthenticated_access": False,
