@@ -62,7 +62,7 @@ class Copied:
 def serve(to: Path, *, port: int = PORT, ip: str = "", only_copy: bool = False) -> int:
     """Copy the labs and become JupyterLab; comes back only with `only_copy`.
 
-    Raises LabStop 3 for root, 2 for an address, a folder or a token that cannot be taken.
+    Raises LabStop 3 for root, 2 for an address or a token that cannot be taken, 4 for a folder that cannot be written.
     """
     if os.getuid() == 0:
         raise LabStop(3, "JupyterLab does not run as root: in a container leave out --user=0 or name another user "
@@ -70,8 +70,12 @@ def serve(to: Path, *, port: int = PORT, ip: str = "", only_copy: bool = False) 
     address = own_address() if not ip else checked_address(ip)
     token = read_token()
     to = to.absolute()
-    to.mkdir(parents=True, exist_ok=True)
-    tell(copy(LABS, to))
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        tell(copy(LABS, to))
+    except OSError as error:
+        raise LabStop(4, f"the labs cannot be copied into {to} by user {os.getuid()}: {error.strerror} "
+                         f"({error.filename or 'a file'}); what is there is whole") from None  # fmt: skip
     if not only_copy:
         become_jupyter(to, address, port, token)
     return 0
