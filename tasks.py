@@ -438,7 +438,9 @@ def status(c: Context, json: bool = False) -> None:
     if json:
         cli.print_json([{**one.to_json(), "state": state} for one, state in found])
     elif found:
-        cli.print_table(server.COLUMNS, server.rows(found), wrapped=["url", "folder"])
+        cli.print_table(server.COLUMNS, server.rows(found), wrapped=["folder"])
+        for one, _ in found:
+            print(f"{one.target}: {one.url}")
     else:
         print("nothing was started", file=sys.stderr)
 

@@ -37,7 +37,7 @@ ANSWER = 5.0  # seconds for one answer of it
 LINES = 15  # of its log, in an error
 NOTE, TOKEN, PAGE = "server.json", "token", "open.html"
 RUNNING, SILENT, ENDED, UNKNOWN = "running", "not answering", "ended", "no engine"
-COLUMNS = ("target", "engine", "state", "url", "folder", "since")
+COLUMNS = ("target", "engine", "state", "since", "folder")
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def status() -> list[tuple[Server, str]]:
 
 def rows(found: list[tuple[Server, str]]) -> list[list[str]]:
     """The table of :func:`status`."""
-    return [[one.target, one.engine, state, one.url, one.folder, one.since] for one, state in found]
+    return [[one.target, one.engine, state, one.since, one.folder] for one, state in found]
 
 
 def logs(root: Path, name: str | None = None, *, follow: bool = False) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labrig import daemon, home, image
+from labrig import daemon, home, image, server_native
 from labrig.engines import Environment, docker
 from labrig.errors import UsageError
 from labrig.host import read_host
@@ -48,8 +48,8 @@ def prepare(folder: Path) -> tuple[int, int]:
                 fix=f"name a new folder, or give it to its student: chown -R {uid}:{gid} {folder}",
             )
         os.chown(folder, uid, gid)
-    elif os.getuid() != 0 and not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"--folder {folder} cannot be written", fix="name a folder of your own")
+    elif os.getuid() != 0:
+        server_native.require_writable(folder)
     return uid, gid
 
 

@@ -11,6 +11,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,9 +36,19 @@ def prepare(folder: Path) -> tuple[int, int]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--folder {folder} cannot be made", found=error.strerror or str(error)) from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"--folder {folder} cannot be written", fix="name a folder of your own")
+    require_writable(folder)
     return os.getuid(), os.getgid()
+
+
+def require_writable(folder: Path) -> None:
+    """Raises UsageError where whoever calls cannot write into a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--folder {folder} cannot be written", found=error.strerror or str(error), fix="name a folder of your own"
+        ) from None
 
 
 def launch(
