@@ -375,7 +375,7 @@ def shell(c: Context, target: str = "", engine: str = "", command: str = "", off
     help={
         "target": TARGET,
         "engine": ENGINE,
-        "folder": "the student's folder; without it ~/labrig",
+        "folder": "the student's folder; without it ~/labrig-work",
         "port": "port of 127.0.0.1; without it 8888, or the next that is free",
         "open": "open a browser",
         "offline": OFFLINE,

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 
-from labrig import daemon, environment, home, server_in_docker, server_native, spec
+from labrig import daemon, environment, home, image, server_in_docker, server_native, spec
 from labrig.engines import Environment
 from labrig.errors import BuildError, HostError, UsageError
 from labrig.files import write_atomically
@@ -87,7 +87,7 @@ def start(
 ) -> Server:
     """Start JupyterLab for a target and wait until it answers, or find it running.
 
-    ``folder`` is the student's (``~/labrig`` without it), ``port`` that of 127.0.0.1 (without it the first free one
+    ``folder`` is the student's (``~/labrig-work`` without it), ``port`` that of 127.0.0.1 (without it the first free one
     from 8888 on).
 
     Raises:
@@ -101,10 +101,14 @@ def start(
     with _alone(target.name):
         if found := _standing(target.name, engine, folder, port):
             return found
+        work = (folder or Path.home() / image.FOLDER).absolute()
+        if work.exists() and work.samefile(root):
+            raise UsageError(
+                f"--folder {work} is labrig's own checkout", fix="name another folder, so that what is edited is yours"
+            )
         if port and not is_free(port):
             raise _taken(port)
         made = _environment(root, target.name, engine, offline=offline, force=force)
-        work = (folder or Path.home() / "labrig").absolute()
         owner = server_in_docker.prepare(work) if made.engine == "docker" else server_native.prepare(work)
         server = Server(
             target.name, made.engine, made.reference, str(work), 0, datetime.now(UTC).isoformat("T", "seconds")
@@ -144,7 +148,10 @@ def _launch(server: Server, made: Environment, root: Path, owner: tuple[int, int
                 break
         else:
             raise _taken(port)
-        print(f"JupyterLab of target {server.target} starts on port {server.port}", file=sys.stderr)
+        print(
+            f"JupyterLab of target {server.target} starts on port {server.port}; the work is in {server.folder}",
+            file=sys.stderr,
+        )
         _wait(server, token)
         server = replace(server, up=True)
         _note(server)

@@ -192,15 +192,15 @@ def test_started_by_somebody_its_files_are_theirs(made: Environment, cache: Path
     kernel.execute(url, "import matplotlib.pyplot as p, pathlib; p.plot([1]); p.savefig('a.png')")
     kernel.execute(url, "import pathlib; pathlib.Path.home().joinpath('x').touch()")
     for name in ("", "mine", "a.png", "labs/01_tensors.py", ".labrig-labs.json"):
-        assert (theirs / "labrig" / name).stat().st_uid == SOMEBODY
+        assert (theirs / image.FOLDER / name).stat().st_uid == SOMEBODY
     with daemon.connect() as client:
         name = next(one.name for one in client.containers.list(filters={"label": server_in_docker.MARK})
                     if one.name.startswith(f"labrig-{TARGET}-{SOMEBODY}-"))  # fmt: skip
     stopped = invoke("stop", who=SOMEBODY, HOME=str(theirs))
-    assert stopped.stdout == f"stopped {TARGET} (docker); the work is in {theirs}/labrig\n"
+    assert stopped.stdout == f"stopped {TARGET} (docker); the work is in {theirs / image.FOLDER}\n"
     with daemon.connect() as client:
         assert name not in {one.name for one in client.containers.list(all=True, ignore_removed=True)}
-    assert (theirs / "labrig" / "mine").exists()
+    assert (theirs / image.FOLDER / "mine").exists()
     if began["reference"] != made.reference:  # theirs is another Python, which compiled other bytecode
         with daemon.connect() as client:
             image.remove(client, [began["reference"]])
@@ -228,7 +228,7 @@ def test_native_it_is_a_process_of_whoever_starts_it_and_no_roots(cache: Path, t
     assert listening(port) == {"127.0.0.1"}
     assert status_of(url, "/api/contents") == 403
     assert kernel.execute(url, WHO).split() == [str(SOMEBODY)] * 2
-    assert (theirs / "labrig" / "mine").stat().st_uid == SOMEBODY
+    assert (theirs / image.FOLDER / "mine").stat().st_uid == SOMEBODY
     process = int((cache / "servers" / TARGET / "pid").read_text())
     assert token_of(url).encode() not in Path(f"/proc/{process}/cmdline").read_bytes()
     assert start(engine="venv", **mine) == began
@@ -403,7 +403,7 @@ def test_the_lines_to_type_start_it_for_whoever_types_them(made: Environment, tm
             url = f"http://127.0.0.1:{port}/?token={token}"
             until(lambda: server.answers(port, token))
             assert kernel.execute(url, WHO).split() == [str(SOMEBODY)] * 2
-            assert (theirs / "labrig" / "mine").stat().st_uid == SOMEBODY
+            assert (theirs / image.FOLDER / "mine").stat().st_uid == SOMEBODY
             caps = kernel.execute(url, "print(open('/proc/self/status').read())")
             assert re.search(r"CapEff:\t0+\n", caps) and "NoNewPrivs:\t1" in caps
             with pytest.raises(RuntimeError, match="Read-only file system"):
@@ -433,5 +433,5 @@ def test_compose_reads_what_is_rendered(file: Path, tmp_path: Path) -> None:
     assert any(one.endswith("uid=12,gid=34") for one in service["tmpfs"])
     assert [(one["host_ip"], one["published"]) for one in service["ports"]] == [("127.0.0.1", "5678")]
     assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
-    assert service["volumes"][0]["source"] == str(tmp_path / "labrig")
+    assert service["volumes"][0]["source"] == str(tmp_path / image.FOLDER)
     assert ("deploy" in service) == ("cuda" in file.parent.name)
