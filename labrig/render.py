@@ -68,7 +68,8 @@ def render_doors(target: Target, templates: Path, images: Path) -> dict[Path, st
     named = reference(target)
     given = {
         "target": target, "reference": named, "serve": image.SERVE, "labs": image.LABS, "home": image.HOME,
-        "work": image.WORK, "folder": image.FOLDER, "uid": image.UID, "gid": image.GID, "pids": image.PIDS, "python": image.PYTHON,
+        "work": image.WORK, "folder": image.FOLDER, "uid": image.UID, "gid": image.GID, "pids": image.PIDS,
+        "python": image.PYTHON,
         # Where Apptainer finds it: a name without a digest is the Docker engine's own.
         "apptainer": f"docker://{named}" if "@" in named else f"docker-daemon:{named}",
     }  # fmt: skip

@@ -87,8 +87,8 @@ def start(
 ) -> Server:
     """Start JupyterLab for a target and wait until it answers, or find it running.
 
-    ``folder`` is the student's (``~/labrig-work`` without it), ``port`` that of 127.0.0.1 (without it the first free one
-    from 8888 on).
+    ``folder`` is the student's (``~/labrig-work`` without it), ``port`` that of 127.0.0.1 (without it the first free
+    one from 8888 on).
 
     Raises:
         UsageError: a folder or a port that cannot be taken; it is running with another one.

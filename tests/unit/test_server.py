@@ -99,6 +99,13 @@ def test_what_is_no_port_is_refused_at_once(port: int) -> None:
         server.start(ROOT, "cpu", "docker", port=port)
 
 
+def test_the_checkout_is_no_students_folder(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(ROOT)
+    for folder in (ROOT, tmp_path / "link"):
+        with pytest.raises(UsageError, match="own checkout"):
+            server.start(ROOT, "cpu", "docker", folder=folder)
+
+
 def test_the_state_of_a_native_one_is_what_its_lock_and_its_answer_say(jupyter: int) -> None:
     one = note(jupyter)
     assert server._state(one) == server.ENDED
