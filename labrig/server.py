@@ -37,6 +37,7 @@ ANSWER = 5.0  # seconds for one answer of it
 LINES = 15  # of its log, in an error
 NOTE, TOKEN, PAGE = "server.json", "token", "open.html"
 RUNNING, SILENT, ENDED, UNKNOWN = "running", "not answering", "ended", "no engine"
+STARTING, LEFT = "starting", "left by a start that was killed"
 COLUMNS = ("target", "engine", "state", "since", "folder")
 
 
@@ -137,6 +138,7 @@ def _launch(server: Server, made: Environment, root: Path, owner: tuple[int, int
     """Start it, on the next port where somebody is faster, and wait until it answers; or leave nothing of it."""
     module = _module(server)
     try:
+        shutil.rmtree(server.place, ignore_errors=True)  # of a start that was killed before it started anything
         server.place.mkdir(mode=0o700)
         token = secrets.token_hex(24)
         write_atomically(server.place / TOKEN, token, mode=0o600)
@@ -166,8 +168,8 @@ def _standing(name: str, engine: str | None, folder: Path | None, port: int) -> 
     server = _read(name)
     if server is None:
         return None
-    state = _state(server)
-    if not server.up or state in (ENDED, UNKNOWN):
+    state = _state(server) if server.up else LEFT
+    if state in (ENDED, UNKNOWN, LEFT):
         if server.up:
             print(f"the JupyterLab of target {name} had ended; starting it anew", file=sys.stderr)
         _remove(server)
@@ -320,6 +322,8 @@ def _module(server: Server) -> ModuleType:
 
 
 def _state(server: Server) -> str:
+    if not server.up:
+        return STARTING if _is_locked(server.target) else LEFT
     if server.engine == "docker" and not daemon.ask().version:
         return UNKNOWN
     if not _module(server).is_alive(server.target, server.place):
@@ -344,18 +348,27 @@ def _note(server: Server) -> None:
 
 
 def _read(name: str) -> Server | None:
-    """The server of that target; a folder without a note is of a start that was killed before it started anything."""
+    """The server of that target; a folder without a note is of a start that has not started anything yet."""
     place = home.servers() / name
     try:
         return Server(**json.loads((place / NOTE).read_text(encoding="utf-8")))
     except FileNotFoundError:
-        shutil.rmtree(place, ignore_errors=True)
         return None
     except (ValueError, TypeError) as error:
         raise BuildError(
             f"what is known of the server of target {name} is damaged", found=f"{place / NOTE}: {error}",
             fix=f"end its container (docker ps) or process yourself, then remove {place}",
         ) from None  # fmt: skip
+
+
+def _is_locked(name: str) -> bool:
+    """Whether somebody starts or stops the server of that target now."""
+    with (home.servers() / f".{name}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @contextlib.contextmanager

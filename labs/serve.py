@@ -178,7 +178,7 @@ def content_at(folder: int, name: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EACCES, errno.ENXIO):
+        if error.errno not in (errno.ELOOP, errno.EACCES, errno.ENXIO, errno.EOPNOTSUPP):  # links, closed, sockets
             raise
         raise NotPlain from None
     if not stat.S_ISREG(os.fstat(opened).st_mode):

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from bench import kernel
-from labrig import daemon, environment, home, image, server, server_in_docker
+from labrig import daemon, environment, home, image, server, server_in_docker, server_native
 from labrig.engines import Environment
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
@@ -167,7 +167,28 @@ def test_started_by_root_it_is_a_students_shut_in_and_answers_to_its_token_only(
     assert seen == [str(owner.st_uid), str(owner.st_gid)]
     assert owner.st_uid == work.stat().st_uid > 0
     assert kernel.execute(url, "import torch; print(torch.ones(2).sum().item())") == "2.0\n"
+    assert f"uid={owner.st_uid}" in in_terminal(url, "id")
     assert (work / "labs" / "01_tensors.py").read_bytes() == (ROOT / "labs" / "01_tensors.py").read_bytes()
+
+
+def in_terminal(url: str, command: str) -> str:
+    """What a terminal of JupyterLab shows of a command, which prints ``uid=``."""
+    import websocket
+
+    name = kernel.ask(url, "POST", "/api/terminals")["name"]
+    place = f"ws://{urllib.parse.urlsplit(url).netloc}/terminals/websocket/{name}"
+    with pytest.raises(websocket.WebSocketBadStatusException, match="403"):
+        websocket.create_connection(place, timeout=60, http_no_proxy=["127.0.0.1"])
+    header = {"Authorization": f"token {token_of(url)}"}
+    with contextlib.closing(
+        websocket.create_connection(place, header=header, timeout=60, http_no_proxy=["127.0.0.1"])
+    ) as terminal:
+        terminal.send(json.dumps(["stdin", f"{command}\r"]))
+        shown = ""
+        while "uid=" not in shown:
+            kind, text = json.loads(terminal.recv())[:2]
+            shown += text if kind == "stdout" else ""
+        return shown
 
 
 def listening(port: int) -> set[str]:
@@ -246,6 +267,30 @@ def test_native_it_is_a_process_of_whoever_starts_it_and_no_roots(cache: Path, t
     assert stopped.returncode == 0 and stopped.stdout.startswith(f"stopped {TARGET} (venv)")
     assert not list((cache / "servers").glob("[!.]*"))
     assert listening(again["port"]) == set()
+
+
+@FOR_ROOT
+def test_a_native_start_that_is_killed_leaves_a_process_that_the_next_one_ends(cache: Path, tmp_path: Path) -> None:
+    environment.build(ROOT, TARGET, "venv")
+    theirs = tmp_path / "home"
+    theirs.mkdir()
+    give(SOMEBODY, theirs, cache)
+    command = [*somebody(SOMEBODY), *INVOKE, "start", f"--target={TARGET}", "--engine=venv"]
+    variables = {**os.environ, "HOME": str(theirs)}
+    with subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True) as starting:
+        assert starting.stderr
+        assert any("starts on port" in line for line in starting.stderr)
+        starting.kill()
+    place = cache / "servers" / TARGET
+    until(lambda: (place / "pid").exists() and (place / "pid").read_text().endswith("\n"))
+    left = Path("/proc", (place / "pid").read_text().strip())
+    assert left.exists() and server_native.is_alive(TARGET, place)
+    shown = json.loads(invoke("status", "--json", who=SOMEBODY, HOME=str(theirs)).stdout)
+    assert [one["state"] for one in shown] == [server.LEFT]
+    began = start(engine="venv", who=SOMEBODY, HOME=str(theirs))
+    assert not left.exists()
+    assert kernel.execute(began["url"], "print(1)") == "1\n"
+    assert invoke("stop", who=SOMEBODY, HOME=str(theirs)).returncode == 0
 
 
 # --- found again, stopped, crashed --------------------------------------------------------------------------------

@@ -153,12 +153,19 @@ def test_one_that_does_not_listen_to_the_first_signal_is_killed(monkeypatch: pyt
 
 def test_what_a_killed_start_left_is_removed_and_a_damaged_note_is_said() -> None:
     one = note(1, up=False)
-    assert server._standing("cpu", None, None, 0) is None
+    assert server.status() == [(one, server.LEFT)]
+    with server._alone("cpu"):
+        assert server.status() == [(one, server.STARTING)]
+        assert server._standing("cpu", None, None, 0) is None
     assert not one.place.exists()
     one.place.mkdir()
     (one.place / server.TOKEN).write_text(TOKEN)
-    assert server._read("cpu") is None, "killed before it noted anything"
-    assert not one.place.exists()
+    assert server.status() == [] == server.stop(ROOT, "cpu"), (
+        "a start that has not noted anything yet is left to itself"
+    )
+    assert (one.place / server.TOKEN).exists()
+    (one.place / server.TOKEN).unlink()
+    one.place.rmdir()
     note(1)
     (one.place / server.NOTE).write_text('{"target": "cpu"}')
     with pytest.raises(BuildError, match="is damaged") as caught:
