@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pty
@@ -24,6 +25,8 @@ import pytest
 from bench import kernel
 from labrig import daemon, environment, home, image, server, server_in_docker, server_native
 from labrig.engines import Environment
+from labrig.errors import HostError
+from labrig.host import Gpu, read_host
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 ROOT = Path(__file__).parents[2]
@@ -373,6 +376,26 @@ def test_one_that_ends_at_once_is_exit_4_with_its_last_words_and_leaves_nothing(
     assert f"the labs cannot be copied into {image.WORK} by user {SOMEBODY}: Permission denied" in done.stderr
     assert container() is None
     assert not list(home.servers().glob("[!.]*"))
+
+
+def test_a_gpu_that_the_engine_cannot_hand_in_is_exit_3(
+    made: Environment, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = dataclasses.replace(read_host(), driver="580.65.06", gpus=(Gpu("Test GPU", "8.0"),))
+    monkeypatch.setattr(server_in_docker, "read_host", lambda: host)
+    for_cuda = dataclasses.replace(made, target=dataclasses.replace(made.target, device="cuda"))
+    place = home.servers() / TARGET
+    place.mkdir(parents=True)
+    (place / "token").write_text("0" * 48)
+    owner = server_in_docker.prepare(tmp_path / "work")
+    with pytest.raises(HostError, match="GPU") as caught:
+        server_in_docker.launch(TARGET, for_cuda, place, ROOT, tmp_path / "work", next(server.free_ports()), owner)
+    assert caught.value.code == 3
+    assert "NVIDIA Container Toolkit" in caught.value.fix
+    asked = container()["HostConfig"]["DeviceRequests"]
+    assert [(one["Count"], one["Capabilities"]) for one in asked] == [(-1, [["gpu"]])]
+    server_in_docker.stop(TARGET, place)
+    assert container() is None
 
 
 @FOR_ROOT
