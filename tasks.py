@@ -455,6 +455,96 @@ def shell(c: Context, target: str = "", engine: str = "", command: str = "", off
 
 @task(
     help={
+        "target": TARGET,
+        "engine": ENGINE,
+        "folder": "the student's folder; without it ~/labrig-work",
+        "port": "port of 127.0.0.1; without it 8888, or the next that is free",
+        "open": "open a browser",
+        "offline": OFFLINE,
+        "force": FORCE,
+        "json": AS_JSON,
+    }
+)
+@cli.door
+def start(
+    c: Context,
+    target: str = "",
+    engine: str = "",
+    folder: str = "",
+    port: int = 0,
+    open_: bool = False,
+    offline: bool = False,
+    force: bool = False,
+    json: bool = False,
+) -> None:
+    """Start JupyterLab with the labs and wait until it answers; prints the address to open."""
+    from labrig import server
+
+    running = server.start(
+        ROOT,
+        target or None,
+        engine or None,
+        folder=Path(folder).expanduser() if folder else None,
+        port=port,
+        offline=offline,
+        force=force,
+    )
+    if json:
+        cli.print_json(running.to_json())
+    else:
+        print(running.url, flush=True)
+    if open_:
+        server.open_browser(running)
+
+
+@task(help={"target": "a target that was started; without it every one"})
+@cli.door
+def stop(c: Context, target: str = "") -> None:
+    """Stop what was started; the student's folder stays as it is."""
+    from labrig import server
+
+    stopped = server.stop(ROOT, target or None)
+    for one in stopped:
+        print(f"stopped {one.target} ({one.engine}); the work is in {one.folder}")
+    if not stopped:
+        print("nothing was running", file=sys.stderr)
+
+
+@task(help={"json": AS_JSON})
+@cli.door
+def status(c: Context, json: bool = False) -> None:
+    """Show what was started: whether it runs, where, and in which folder."""
+    from labrig import server
+
+    found = server.status()
+    if json:
+        cli.print_json([{**one.to_json(), "state": state} for one, state in found])
+    elif found:
+        cli.print_table(server.COLUMNS, server.rows(found), wrapped=["folder"])
+        for one, _ in found:
+            print(f"{one.target}: {one.url}")
+    else:
+        print("nothing was started", file=sys.stderr)
+
+
+@task(
+    help={
+        "target": "a target that was started; needed only where several were",
+        "follow": "go on until it ends, or Ctrl-C",
+    }
+)
+@cli.door
+def logs(c: Context, target: str = "", follow: bool = False) -> None:
+    """Print what a started JupyterLab has said."""
+    from labrig import server
+
+    for piece in server.logs(ROOT, target or None, follow=follow):
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+
+
+@task(
+    help={
         "target": "only this target's environments",
         "all": "the wheelhouse and uv's cache too: everything labrig can make again",
         "dry_run": "only say what would go",

@@ -2,7 +2,7 @@
 
 Other work on the machine moves absolute times; the ratios hold because both sides run in turn (A B A B ...).
 
-    python -m bench [environments | layers | labs | doctor] [--runs 3] [--write]
+    python -m bench [environments | layers | labs | doctor | start] [--runs 3] [--write]
 
 --write puts the tables into docs/measured.md.
 """
@@ -10,7 +10,6 @@ Other work on the machine moves absolute times; the ratios hold because both sid
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import shutil
@@ -20,13 +19,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import images, labs, layers
-from bench.clock import INVOKE, ROOT, Timing, measure, run
+from bench import images, labs, layers, start
+from bench.clock import INVOKE, ROOT, Timing, forget, measure, run
 from labrig import daemon, environment, home, interpreters, wheelhouse
 from labrig.engines import venv
 from labrig.files import write_atomically
 
-PARTS = ("environments", "layers", "labs", "doctor")  # each between its marks in docs/measured.md
+PARTS = ("environments", "layers", "labs", "doctor", "start")  # each between its marks in docs/measured.md
 
 
 def bench_environment(runs: int) -> list[Timing]:
@@ -112,10 +111,8 @@ def bench_doctor(runs: int) -> str:
 
 
 def cold_doctor() -> None:
-    """As after a start of the machine: Linux is asked to forget what it has read (proc(5), drop_caches; needs root)."""
-    with contextlib.suppress(OSError):
-        os.sync()
-        Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    """As after a start of the machine."""
+    forget()
     run(INVOKE, "doctor")
 
 
@@ -161,6 +158,7 @@ def main() -> None:
         "layers": layers.bench_layers,
         "labs": labs.bench_labs,
         "doctor": bench_doctor,
+        "start": start.bench_start,
     }
     for part in [options.part] if options.part else PARTS:
         where = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import statistics
@@ -54,6 +55,13 @@ def _machine_seconds() -> float:
     """CPU seconds that all processes have used: user, nice, system and interrupts of proc(5), stat."""
     fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
     return sum(int(fields[i]) for i in (0, 1, 2, 5, 6)) / os.sysconf("SC_CLK_TCK")
+
+
+def forget() -> None:
+    """As after a start of the machine: Linux is asked to forget what it has read (proc(5), drop_caches; needs root)."""
+    with contextlib.suppress(OSError):
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> None:

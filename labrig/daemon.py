@@ -174,6 +174,16 @@ def is_local() -> bool:
     return address().partition("://")[0] in ("", "unix", "npipe", "http+unix")
 
 
+def require_local() -> None:
+    """Raises HostError where the engine is another machine's."""
+    if not is_local():
+        raise HostError(
+            "containers are run on this machine's own engine only: folders of this machine are mounted",
+            found=f"DOCKER_HOST or the docker context names {address()}",
+            fix=f"unset DOCKER_HOST, docker context use default; {WITHOUT}",
+        )
+
+
 def environment() -> dict[str, str]:
     """The environment variables for the `docker` program, so that it talks to the same engine as the SDK."""
     variables = {k: v for k, v in os.environ.items() if k not in ("DOCKER_CONTEXT", "BUILDX_BUILDER")}

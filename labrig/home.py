@@ -58,3 +58,8 @@ def uv_cache() -> Path:
 def certificates() -> Path:
     """Bundles of certificates that are trusted, by digest."""
     return root() / "certificates"
+
+
+def servers() -> Path:
+    """What is known of each JupyterLab that `invoke start` left running, one folder a target."""
+    return root() / "servers"

@@ -30,6 +30,10 @@ PYTHON = f"{ENVIRONMENT}/bin/python"
 HOME = "/home/student"
 UID = GID = 1000
 COLAB = "notebooks/colab"  # under labs/, and in no image
+WORK = f"{HOME}/work"  # a student's folder, inside
+FOLDER = "labrig-work"  # the same in their own home: not labrig, which is what a clone of this repository is called
+SERVE = ("python", "-m", "labs", "serve", "--to", WORK)  # from the folder LABS: JupyterLab with the labs in it
+PIDS = 4096  # processes and threads of a student's container: a lab's workers on a large machine take hundreds
 LOCK, INPUTS, REVISION = "labrig.lock", "labrig.inputs", "org.opencontainers.image.revision"
 BASE_NAME, BASE_DIGEST = "org.opencontainers.image.base.name", "org.opencontainers.image.base.digest"
 # What Linux looks programs up in where nobody says (BuildKit's own default for a base that says nothing).

@@ -1,4 +1,4 @@
-"""python -m labs list | run | verify | report: see README.md. Exit codes are those of harness.py, and 6 of verify."""
+"""python -m labs list | run | verify | report | serve: see README.md. Exit codes: harness.py's, and 6 of verify."""
 
 from __future__ import annotations
 
@@ -48,6 +48,14 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="one self-contained HTML page of one run, or of several side by side")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html, or comparison.html")
+
+    serve = commands.add_parser(
+        "serve", help="copy the labs into a folder, where edited ones stay, and open JupyterLab"
+    )
+    serve.add_argument("--to", type=Path, required=True, metavar="FOLDER")
+    serve.add_argument("--port", type=_whole(1), default=8888)
+    serve.add_argument("--ip", default="", help="listen at this address; without it 127.0.0.1, in a container its own")
+    serve.add_argument("--only-copy", action="store_true", help="copy the labs, and open nothing")
     return top
 
 
@@ -170,6 +178,10 @@ def main() -> int:
             return run_labs(args)
         if args.command == "verify":
             return verify_run(args.run, args.json)
+        if args.command == "serve":
+            from labs import serve
+
+            return serve.serve(args.to, port=args.port, ip=args.ip, only_copy=args.only_copy)
         return write_report(args.runs, args.out)
     except LabStop as stop:
         say(stop.reason)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from labrig import assembly, base, buildkit, container, daemon, home, image, loading, network, render
 from labrig.container import Settings
 from labrig.engines import ANY, Environment, Fetch, Purpose, Session, Wish
-from labrig.errors import BuildError, HostError, UsageError
+from labrig.errors import BuildError, UsageError
 from labrig.files import write_atomically
 from labrig.host import Host, read_host
 from labrig.lock import Lock
@@ -110,23 +110,18 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
     """A container of the image: no root, no capability, no privilege to gain; the network only for a shell.
 
     ``folders`` are those of this machine that are there under their own paths, writable. Whoever is in the container
-    writes as the user who called, or, called by root, as the folder's owner; see :func:`_user`.
+    writes as the user who called, or, called by root, as the folder's owner; see :func:`user_of`.
 
     Raises:
         HostError: no engine; it is another machine's; it cannot hand in the GPU.
     """
     with daemon.connect() as client:
-        if not daemon.is_local():
-            raise HostError(
-                "containers are run on this machine's own engine only: folders of this machine are mounted",
-                found=f"DOCKER_HOST or the docker context names {daemon.address()}",
-                fix=f"unset DOCKER_HOST, docker context use default; {daemon.WITHOUT}",
-            )
+        daemon.require_local()
         found = client.images.get(environment.reference)
         owner = found.attrs["Config"].get("User") or ""
         if purpose == "labs":
             _make(folders)
-        user = "" if purpose == "verify" else _user(folders)
+        user = "" if purpose == "verify" else user_of(folders)
         if purpose == "shell" and not user:
             print(f"you are root; in there you are student ({image.UID}), who reads the checkout only", file=sys.stderr)
         trusted, variables = network.inside() if purpose == "shell" else ({}, {})
@@ -141,11 +136,11 @@ def session(environment: Environment, purpose: Purpose = "shell", folders: Seque
             mounts={str(folder): (folder, True) for folder in folders}
             | ({PROBE: (_probe(), False)} if purpose == "verify" else {})
             | trusted,
-            tmpfs={image.HOME: _owned(user)} if user else {},
+            tmpfs={image.HOME: owned(user)} if user else {},
             environment={"LABRIG_IMAGE_ID": str(found.id), **variables},  # the first for the labs' records
         )
         known = re.fullmatch(r"\d+:\d+", owner)
-        memory = {"/tmp": "rw,nosuid,nodev,mode=1777", image.HOME: _owned(owner if known else "0:0")}  # noqa: S108
+        memory = {"/tmp": "rw,nosuid,nodev,mode=1777", image.HOME: owned(owner if known else "0:0")}  # noqa: S108
         shut = replace(settings, read_only=True, tmpfs=memory)
         as_root = replace(settings, read_only=True, user="0:0", capabilities=("DAC_READ_SEARCH",))
         with container.start(client, settings) as started:
@@ -221,13 +216,13 @@ def _look(client: DockerClient, settings: Settings, names: Sequence[str]) -> dic
     return facts
 
 
-def _owned(user: str) -> str:
+def owned(user: str) -> str:
     """Options of a file system in memory that is ``UID:GID``'s: the home of a user whom the image does not know."""
     uid, _, gid = user.partition(":")
     return f"rw,exec,nosuid,nodev,mode=0700,uid={uid},gid={gid}"
 
 
-def _user(folders: Sequence[Path]) -> str:
+def user_of(folders: Sequence[Path]) -> str:
     """``UID:GID`` for a container that writes to folders of this machine; empty: the image's own user.
 
     A person is themselves. Root is never root in a container, but the first other owner above the folders, so that

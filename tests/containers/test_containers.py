@@ -421,7 +421,7 @@ def test_whoever_calls_owns_what_is_written(made: Environment, tmp_path: Path, m
 def test_what_sudo_writes_into_a_persons_folder_is_theirs(tmp_path: Path) -> None:
     os.chown(tmp_path, 4321, 4322)
     (tmp_path / "new").mkdir()
-    assert docker._user([tmp_path / "new"]) == ("4321:4322" if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}")
+    assert docker.user_of([tmp_path / "new"]) == ("4321:4322" if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}")
 
 
 def test_a_gpu_that_the_engine_cannot_hand_in_is_exit_3(made: Environment, monkeypatch: pytest.MonkeyPatch) -> None:

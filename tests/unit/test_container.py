@@ -220,7 +220,7 @@ def test_images_are_for_linux_of_the_machines_own_kind(system: str, arch: str, p
 def test_who_is_in_a_container_is_who_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 1234)
     monkeypatch.setattr(os, "getgid", lambda: 5678)
-    assert docker._user([tmp_path]) == docker._user([]) == "1234:5678"
+    assert docker.user_of([tmp_path]) == docker.user_of([]) == "1234:5678"
     before = tmp_path.stat()
     docker._hand_over([tmp_path], "1:1")  # a person's folders are theirs already
     assert tmp_path.stat() == before
@@ -230,11 +230,11 @@ def test_who_is_in_a_container_is_who_called(tmp_path: Path, monkeypatch: pytest
 def test_called_by_root_it_is_the_first_other_owner_above_the_folders(tmp_path: Path) -> None:
     top, inner = tmp_path / "checkout", tmp_path / "checkout" / "results" / "cpu"
     inner.mkdir(parents=True)
-    assert docker._user([Path("/")]) == docker._user([]) == ""
+    assert docker.user_of([Path("/")]) == docker.user_of([]) == ""
     os.chown(top, 1234, 5678)
-    assert docker._user([inner]) == docker._user([Path("/"), inner]) == "1234:5678"
+    assert docker.user_of([inner]) == docker.user_of([Path("/"), inner]) == "1234:5678"
     os.chown(inner, 4321, 8765)
-    assert docker._user([inner]) == "4321:8765"
+    assert docker.user_of([inner]) == "4321:8765"
 
 
 @root_only
