@@ -13,7 +13,7 @@ import pytest
 import samples
 import yaml
 
-from labrig import image, render, spec
+from labrig import image, published, render, spec
 from labrig.spec import Target
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def test_only_targets_with_an_image_have_them() -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_compose_says_what_start_does(target: Target) -> None:
     service = yaml.safe_load(doors(target)["compose.yaml"])["services"]["jupyterlab"]
-    assert service["image"] == render.reference(target)
+    assert service["image"] == render.reference(target, ROOT / "images")
     assert service["command"] == list(image.SERVE)
     assert service["working_dir"] == str(image.LABS)
     assert service["ports"] == ["127.0.0.1:${LABRIG_PORT:-8888}:8888"]
@@ -67,7 +67,7 @@ def test_compose_says_what_start_does(target: Target) -> None:
 def test_a_dev_container_has_known_keys_and_no_more_rights(target: Target) -> None:
     found = devcontainer(target)
     assert set(found) <= KNOWN
-    assert found["image"] == render.reference(target)
+    assert found["image"] == render.reference(target, ROOT / "images")
     assert found["workspaceMount"].endswith(f"target={found['workspaceFolder']}")
     assert found["workspaceFolder"] == image.WORK
     assert (found["remoteUser"], found["updateRemoteUserUID"]) == ("student", True)
@@ -88,17 +88,20 @@ def test_every_line_to_type_is_shell(target: Target) -> None:
     for flag in ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--publish 127.0.0.1:8888:8888"):
         assert f" {flag} " in docker
     assert ("--gpus=all" in docker) == ("--nv" in blocks[3]) == (target.device == "cuda")
-    assert docker.endswith(f"{render.reference(target)} {' '.join(image.SERVE)}")
+    assert docker.endswith(f"{render.reference(target, ROOT / 'images')} {' '.join(image.SERVE)}")
 
 
-def test_one_name_of_the_image_goes_into_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    published = f"registry.example/labrig/cpu@sha256:{'ab' * 32}"
-    before = doors(TARGETS[0])
-    usual = render.reference(TARGETS[0])
-    monkeypatch.setattr(render, "reference", lambda target: published)
-    for name, text in doors(TARGETS[0]).items():
-        assert published in text and usual not in text
-        assert text.replace(f"docker://{published}", f"docker-daemon:{usual}").replace(published, usual) == before[name]
+def test_what_is_published_goes_into_all_by_its_digest(tmp_path: Path) -> None:
+    target = TARGETS[0]
+    usual = render.reference(target, ROOT / "images")
+    entry = samples.published(target.name)
+    shutil.copytree(ROOT / "images", tmp_path / "images")
+    published.keep(tmp_path / "images", entry)
+    found = {file.name: text for file, text in render.render_doors(target, TEMPLATES, tmp_path / "images").items()}
+    for name, text in found.items():
+        assert entry.reference in text and usual not in text
+        plain = text.replace(f"docker://{entry.reference}", f"docker-daemon:{usual}").replace(entry.reference, usual)
+        assert plain == doors(target)[name]
 
 
 def test_those_of_a_target_without_an_image_go(tmp_path: Path) -> None:
