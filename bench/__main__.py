@@ -2,7 +2,7 @@
 
 Other work on the machine moves absolute times; the ratios hold because both sides run in turn (A B A B ...).
 
-    python -m bench [environments | layers | labs | doctor | start] [--runs 3] [--write]
+    python -m bench [environments | layers | labs | doctor | publishing | start] [--runs 3] [--write]
 
 --write puts the tables into docs/measured.md.
 """
@@ -19,13 +19,20 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import images, labs, layers, start
+from bench import images, labs, layers, publishing, start
 from bench.clock import INVOKE, ROOT, Timing, forget, measure, run
 from labrig import daemon, environment, home, interpreters, wheelhouse
 from labrig.engines import venv
 from labrig.files import write_atomically
 
-PARTS = ("environments", "layers", "labs", "doctor", "start")  # each between its marks in docs/measured.md
+PARTS = (
+    "environments",
+    "layers",
+    "labs",
+    "doctor",
+    "publishing",
+    "start",
+)  # each between its marks in docs/measured.md
 
 
 def bench_environment(runs: int) -> list[Timing]:
@@ -158,6 +165,7 @@ def main() -> None:
         "layers": layers.bench_layers,
         "labs": labs.bench_labs,
         "doctor": bench_doctor,
+        "publishing": publishing.bench_publishing,
         "start": start.bench_start,
     }
     for part in [options.part] if options.part else PARTS:
