@@ -1,8 +1,8 @@
-"""What a change costs a student: bytes and seconds of `invoke pull` after an edited lab, one more package, a torch patch.
+"""What a change costs a student: bytes and seconds of `invoke pull` after a lab edit, one more package, a torch patch.
 
-A registry on this machine, an admin with the usual cache, a student with a cache of their own, one engine for both: what
-the admin built is taken out of it before the student pulls. What a user would do instead is the plain image of bench.images:
-whatever of its environment changes, its one layer of packages is pulled anew.
+A registry on this machine, an admin with the usual cache, a student with a cache of their own, one engine for both:
+what the admin built is taken out of it before the student pulls. What a user would do instead is the plain image of
+bench.images: whatever of its environment changes, its one layer of packages is pulled anew.
 """
 
 from __future__ import annotations
