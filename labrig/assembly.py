@@ -164,7 +164,7 @@ def build(recipe: Recipe, fetch: Fetch, *, with_sbom: bool = False) -> Image:
     found = [*under, skeleton.layer(under, target.python, places), *found]
     if recipe.python:
         found += precompiled.of_wheels(lock, fetch, places, recipe.python)
-    found += _labs(recipe)
+    found += labs(target, lock, recipe.root)
     settings = recipe.settings
     settings["Labels"] |= {image.INPUTS: recipe.inputs}
     annotations = {
@@ -174,16 +174,14 @@ def build(recipe: Recipe, fetch: Fetch, *, with_sbom: bool = False) -> Image:
     return oci.assemble(lock.platform, found, settings, annotations, bill)
 
 
-def _labs(recipe: Recipe) -> list[Layer]:
-    """The labs' data, and, above, the labs and the list of what is installed."""
-    folder = str(image.LABS).lstrip("/")
-    data = {name: sha256 for name, sha256 in recipe.labs.items() if f"labs/{name}".startswith(DATA)}
-    code = {name: sha256 for name, sha256 in recipe.labs.items() if name not in data}
-    texts = {f"{folder}/requirements.txt": recipe.requirements.encode()}
-    return [
-        _of_files("the labs' data", recipe.root, data, {}),
-        _of_files("the labs", recipe.root, code, texts),
-    ]
+def labs(target: Target, lock: Lock, root: Path) -> tuple[Layer, Layer]:
+    """The two highest layers: the labs' data, and, above, a checkout's labs and the list of what is installed. They
+    need neither a base nor a wheel."""
+    folder, found = str(image.LABS).lstrip("/"), image.read_labs(root / "labs")
+    data = {name: sha256 for name, sha256 in found.items() if f"labs/{name}".startswith(DATA)}
+    code = {name: sha256 for name, sha256 in found.items() if name not in data}
+    texts = {f"{folder}/requirements.txt": render.render_requirements(target, lock, root / "templates").encode()}
+    return _of_files("the labs' data", root, data, {}), _of_files("the labs", root, code, texts)
 
 
 def _of_files(title: str, root: Path, files: Mapping[str, str], texts: Mapping[str, bytes]) -> Layer:

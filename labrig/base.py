@@ -113,6 +113,11 @@ def bootstrap(target: Target, platform: str, *, fresh: bool = False) -> Base:
     return Base(f"{REPOSITORY}:{suite.name}-{short}", f"{REPOSITORY}:{suite.name}", note["digest"])
 
 
+def is_at_hand(target: Target, platform: str) -> bool:
+    """Whether a build needs to make no base first: it was made here before, or comes from a registry."""
+    return target.base == "registry" or _kept(_suite(target), platform) is not None
+
+
 def require_kept(target: Target, platform: str) -> None:
     """Raises BuildError where the base is not here yet: making one needs the network."""
     if not _kept(_suite(target), platform):

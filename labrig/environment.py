@@ -148,36 +148,49 @@ def _pullable(root: Path, target: Target, host: Host) -> bool:
         return bool(_in_engine(client, target, locked))
 
 
-def _in_engine(client: DockerClient, target: Target, locked: Lock) -> str:
-    """The image of a lock that was built, pulled or imported last; empty where there is none."""
+def _in_engine(client: DockerClient, target: Target, locked: Lock, labs: str = "") -> str:
+    """The image of a lock that was built, pulled or imported last; empty where there is none, or where its highest
+    layer is not ``labs``, a diff_id."""
     from labrig import image
 
     found = image.find(client, f"{image.name(target)}:latest")
-    tags = [tag for tag in found.tags if not tag.endswith(":latest")] if found else []
-    return tags[0] if found and tags and found.labels.get(image.LOCK) == locked.digest else ""
+    if not found or found.labels.get(image.LOCK) != locked.digest:
+        return ""
+    if labs and (found.attrs.get("RootFS") or {}).get("Layers", [])[-1:] != [labs]:
+        return ""
+    return next((tag for tag in found.tags if tag.startswith(f"{image.name(target)}:{target.torch}-")), "")
+
+
+def _labs(todo: Plan, root: Path) -> str:
+    """The diff_id of the layer with this checkout's labs."""
+    from labrig import assembly
+
+    return assembly.labs(todo.target, todo.lock, root)[1].diff_id
 
 
 def take(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False) -> Environment:
-    """Carry out a plan; a host that cannot make an image takes the one of this lock that its engine has, or the
-    published one.
+    """Carry out a plan. A host that has made no base yet takes an image that is just what it would make, but for the
+    base, and one that cannot make any takes one of its lock: from its engine, or the published one.
 
     Raises what :func:`make` and ``pulling.pull`` raise.
     """
-    lacking = _no_image(todo.target, todo.host) if todo.engine == "docker" else ""
-    if not lacking:
-        return make(todo, overrides=overrides, offline=offline)
-    from labrig import daemon, published, pulling
+    from labrig import base, daemon, published, pulling
 
-    root = todo.table.path.parents[1]
+    root, target = todo.table.path.parents[1], todo.target
+    if todo.engine != "docker" or base.is_at_hand(target, todo.lock.platform):
+        return make(todo, overrides=overrides, offline=offline)
+    lacking = _no_image(target, todo.host)
+    labs = "" if lacking else _labs(todo, root)
     with daemon.connect() as client:
-        reference = _in_engine(client, todo.target, todo.lock)
-    entry = published.find(root / "images", todo.target.name, todo.lock.platform)
-    if not reference and not offline and entry and entry.lock == todo.lock.digest:
-        print(f"taking the published image: {lacking}", file=sys.stderr)
-        reference = pulling.pull(root, todo.target.name, force=bool(todo.forced)).entry.image
+        reference = _in_engine(client, target, todo.lock, labs)
+    entry = published.find(root / "images", target.name, todo.lock.platform)
+    fits = entry is not None and entry.lock == todo.lock.digest and labs in ("", entry.labs)
+    if not reference and entry and fits and not offline:
+        print(f"taking the published image: {lacking or 'no base was made here yet'}", file=sys.stderr)
+        reference = pulling.pull(root, target.name, force=bool(todo.forced)).entry.image
     if not reference:
-        return make(todo, overrides=overrides, offline=offline)  # which says what is lacking
-    return Environment(todo.target, "docker", reference, todo.lock, todo.forced)
+        return make(todo, overrides=overrides, offline=offline)
+    return Environment(target, "docker", reference, todo.lock, todo.forced)
 
 
 def pick_best(table: Table, host: Host) -> Target:

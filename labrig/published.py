@@ -40,6 +40,7 @@ class Entry:
     min_driver: str
     capabilities: tuple[str, ...]
     lock: str
+    labs: str  # diff_id of the layer with the labs
     date: str
     verified: str  # how many checks passed, and what was skipped and why
 

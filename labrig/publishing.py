@@ -106,6 +106,7 @@ def _entry(recipe: Recipe, made: Image, repository: str, tag: str, record: dict[
         min_driver=target.min_driver or "none",
         capabilities=target.capabilities,
         lock=locked.digest,
+        labs=made.layers[-1].diff_id,
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         verified=verified.tally(record),
     )

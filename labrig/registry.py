@@ -17,6 +17,7 @@ import re
 import shutil
 import socket
 import ssl
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -135,6 +136,7 @@ def pull_base(reference: str, platform: str, *, offline: bool = False) -> tuple[
     if todo and offline:
         raise _offline(reference, todo[0].digest)
     if todo:
+        print(f"pulling {reference}: {megabytes(sum(one.size for one in todo))}", file=sys.stderr, flush=True)
         bring(reference, todo)
     return image.layers, dict(json.loads(image.config.content))
 

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import certificates
 import pytest
@@ -203,7 +204,11 @@ def test_a_base_from_a_registry_needs_its_digest_in_the_lock(made: Environment, 
         text = table.read_text().replace(f'image = "{suite.image}"', f'image = "{name}"')
         table.write_text(text.replace(f"[targets.{TARGET}]\n", f'[targets.{TARGET}]\nbase = "registry"\n'))
         under = base.ensure(client, made.target, made.lock.platform, ROOT / "images")
-        client.images.get(under.reference).tag(*name.rsplit(":", 1))
+        # One that no earlier run has left in the store.
+        (tmp_path / "base").mkdir()
+        (tmp_path / "base" / "stamp").write_text(str(uuid4()))
+        (tmp_path / "base" / "Dockerfile").write_text(f"FROM {under.reference}\nCOPY stamp /usr/share/stamp\n")
+        client.images.build(path=str(tmp_path / "base"), tag=name, rm=True)
 
         unlocked = invoke("build", *DOCKER, cwd=checkout)
         assert unlocked.returncode == 2, unlocked.stderr

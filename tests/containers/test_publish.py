@@ -190,3 +190,17 @@ def test_a_machine_without_what_makes_a_base_takes_the_published_image(out: Publ
     assert "engine" not in done.stderr.splitlines()[0], "no other engine is taken"
     assert (tmp_path / "results" / "report.html").is_file()
     assert not (tmp_path / "cache" / "bases").exists() and not (tmp_path / "cache" / "wheels").exists()
+
+
+def test_a_machine_that_made_no_base_yet_takes_what_it_would_make(out: Published, tmp_path: Path) -> None:
+    """It could, and half a minute later would have the same, but for the base."""
+    entry = published.find(out.checkout / "images", TARGET, PLATFORM)
+    assert entry
+    subprocess.run(["docker", "rmi", "--force", entry.image], capture_output=True, timeout=120, check=False)
+    words = ["shell", f"--target={TARGET}", "--engine=docker", "--command=python -c 'import torch'"]
+    cache = {"LABRIG_CACHE": str(tmp_path / "cache")}
+    done = invoke(out.checkout, *words, **cache)
+    assert "taking the published image: no base was made here yet" in done.stderr
+    again = invoke(out.checkout, *words, **cache)
+    assert "taking" not in again.stderr and "pull" not in again.stderr, "it is in the engine"
+    assert not (tmp_path / "cache" / "bases").exists() and not (tmp_path / "cache" / "wheels").exists()
