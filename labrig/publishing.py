@@ -49,7 +49,7 @@ def publish(root: Path, name: str | None, place: str, *, platform: str = "", ove
     registry.tag(made, f"{repository}:{MOVING}")
     entry = _entry(recipe, made, repository, tag, record)
     published.keep(images, entry)
-    for file in render.write(render.render_all(spec.read(images / spec.TABLE), root / "templates")):
+    for file in render.write(render.render_published(spec.read(images / spec.TABLE), root / "templates")):
         print(f"rendered {file.relative_to(root)}", file=sys.stderr)
     return entry
 

@@ -95,6 +95,15 @@ def render_doors(target: Target, templates: Path, images: Path) -> dict[Path, st
     return {images / target.name / name: environment.get_template(f"{name}.j2").render(given) for name in names}
 
 
+def render_published(table: Table, templates: Path) -> dict[Path, str]:
+    """What follows from images/published.toml alone. Nothing of it goes into an image: it would be another one then."""
+    files = page.render(table, templates)
+    for target in table.targets.values():
+        if "docker" in target.engines:
+            files |= render_doors(target, templates, table.path.parent)
+    return files
+
+
 def reference(target: Target, images: Path) -> str:
     """The image that a target's doors name: the published one for its first platform, else the latest built here."""
     entry = published.find(images, target.name, target.platforms[0])

@@ -140,10 +140,10 @@ def examine(
 
 def write(root: Path, found: Examined) -> list[Path]:
     """Put what was measured into the committed table, and render what shows it; gives the files that changed."""
-    from labrig import render, spec
+    from labrig import page, render, spec
 
     keep(root / "images", found.made)
-    files = render.write(render.render_all(spec.read(root / "images" / spec.TABLE), root / "templates"))
+    files = render.write(page.render(spec.read(root / "images" / spec.TABLE), root / "templates"))
     return [root / "images" / FILE, *files]
 
 

@@ -48,6 +48,7 @@ def edit(checkout: Path) -> None:
     """Another lab, and so an image that no engine has from an earlier run."""
     lab = sorted((checkout / "labs").glob("[0-9]*.py"))[0]
     lab.write_text(f"{lab.read_text()}# edited {uuid4()}\n")
+    invoke(checkout, "render")  # its notebook follows
 
 
 def remove(reference: str) -> None:
