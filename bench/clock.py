@@ -64,8 +64,8 @@ def forget() -> None:
         Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
-def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> None:
-    """Run a command quietly; a failure ends the benchmark with what it printed."""
+def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
+    """Run a command quietly, and give what it says on stdout; a failure ends the benchmark with what it printed."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -76,3 +76,4 @@ def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> None:
     )
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import images
-from bench.clock import INVOKE, ROOT
+from bench.clock import INVOKE, ROOT, run
 from labrig import assembly, base, blobs, daemon, environment, home, registry, spec, wheelhouse
 from labrig.engines import Wish, venv
 
@@ -76,25 +75,25 @@ def _edit(checkout: Path) -> None:
     lab = sorted((checkout / "labs").glob("[0-9]*.py"))[0]
     with lab.open("a", encoding="utf-8") as file:
         file.write(f"# edited {time.time_ns()}\n")
-    _say(checkout, "render")  # its notebook follows
+    run(INVOKE, "render", cwd=checkout)  # its notebook follows
 
 
 def _add(checkout: Path, target: str) -> None:
     table = checkout / "images" / spec.TABLE
     text = table.read_text(encoding="utf-8")
     table.write_text(text.replace('"jupyterlab"]', f'"jupyterlab", "{PACKAGE}"]', 1), encoding="utf-8")
-    _say(checkout, "lock", f"--target={target}")
+    run(INVOKE, "lock", f"--target={target}", cwd=checkout)
 
 
 def _pull(checkout: Path, there: dict[str, str], target: str, address: str) -> tuple[int, float]:
     """The admin's part, outside the clock; then the bytes and seconds of the student's."""
-    image = _say(checkout, "build", f"--target={target}", "--engine=docker").strip()
-    _say(checkout, "verify", f"--target={target}", "--engine=docker")
-    _say(checkout, "publish", f"--target={target}", f"--registry={address}/lab")
+    image = run(INVOKE, "build", f"--target={target}", "--engine=docker", cwd=checkout).strip()
+    run(INVOKE, "verify", f"--target={target}", "--engine=docker", cwd=checkout)
+    run(INVOKE, "publish", f"--target={target}", f"--registry={address}/lab", cwd=checkout)
     began = time.perf_counter()
-    said = json.loads(_say(checkout, "pull", f"--target={target}", "--json", **there))
+    said = json.loads(run(INVOKE, "pull", f"--target={target}", "--json", cwd=checkout, **there))
     seconds = time.perf_counter() - began
-    subprocess.run(["docker", "rmi", "--force", image], check=True, capture_output=True, timeout=300)
+    run("docker", "rmi", "--force", image)
     return int(said["received"]), seconds
 
 
@@ -152,32 +151,7 @@ def _plain(target: spec.Target, place: Path, address: str) -> tuple[int, int]:
         under = base.ensure(client, target, todo.lock.platform, ROOT / "images").reference
     (place / "Dockerfile").write_text(images.PLAIN.format(base=under), encoding="utf-8")
     name = f"{address}/plain/{target.name}:1"
-    for command in (
-        ["buildx", "build", "--builder", "default", "--tag", name, str(place)],
-        ["push", name],
-        ["rmi", name],
-    ):
-        subprocess.run(
-            ["docker", *command],
-            check=True,
-            capture_output=True,
-            timeout=1800,
-            env={**os.environ, **daemon.environment()},
-        )
-    command = ["skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}"]
-    layers = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)["layers"]
+    for words in (["buildx", "build", "--builder", "default", "--tag", name, place], ["push", name], ["rmi", name]):
+        run("docker", *words, **daemon.environment())
+    layers = json.loads(run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}"))["layers"]
     return sum(one["size"] for one in layers), max(one["size"] for one in layers)
-
-
-def _say(checkout: Path, *words: str, **variables: str) -> str:
-    done = subprocess.run(
-        [str(INVOKE), *words],
-        cwd=checkout,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    if done.returncode:
-        sys.exit(f"invoke {' '.join(words)} failed:\n{done.stderr}")
-    return done.stdout
