@@ -109,6 +109,13 @@ def test_the_bill_of_materials_and_the_record_of_verify_are_tied_to_it(out: Publ
     assert out.entry.verified.startswith(f"{record['passed']} passed")
 
 
+def test_it_is_as_large_as_the_committed_table_says(out: Published) -> None:
+    """Within the budget; the base is of the packages of the day, and this checkout has another lab."""
+    said = json.loads(invoke(out.checkout, "sizes", f"--target={TARGET}", "--check", "--json").stdout)
+    assert said["bytes"] == out.entry.size == sum(one["bytes"] for one in said["layers"])
+    assert abs(said["bytes"] - said["before"]) < 0.02 * said["before"]
+
+
 def test_the_page_names_it(out: Published) -> None:
     for name in ("published.md", "published.html"):
         assert f"docker pull {out.entry.reference}" in (out.checkout / "docs" / name).read_text()
