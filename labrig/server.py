@@ -131,7 +131,7 @@ def _environment(root: Path, name: str, engine: str | None, *, offline: bool, fo
         )
     if engine == "docker":
         daemon.require_local()
-    return environment.build(root, name, engine, offline=offline, force=force)
+    return environment.take(environment.plan(root, name, engine, force=force), offline=offline)
 
 
 def _launch(server: Server, made: Environment, root: Path, owner: tuple[int, int], port: int) -> Server:

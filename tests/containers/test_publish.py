@@ -206,10 +206,14 @@ def test_a_machine_that_made_no_base_yet_takes_what_it_would_make(out: Published
     entry = published.find(out.checkout / "images", TARGET, PLATFORM)
     assert entry
     remove(entry.image)
-    words = ["shell", f"--target={TARGET}", "--engine=docker", "--command=python -c 'import torch'"]
+    words = ["start", f"--target={TARGET}", "--engine=docker", f"--folder={tmp_path / 'work'}", "--json"]
     cache = {"LABRIG_CACHE": str(tmp_path / "cache")}
-    done = invoke(out.checkout, *words, **cache)
-    assert "taking the published image: no base was made here yet" in done.stderr
-    again = invoke(out.checkout, *words, **cache)
+    try:
+        done = invoke(out.checkout, *words, **cache)
+        assert "taking the published image: no base was made here yet" in done.stderr
+        assert (tmp_path / "work" / "labs" / "notebooks").is_dir()
+    finally:
+        invoke(out.checkout, "stop", **cache)
+    again = invoke(out.checkout, "shell", f"--target={TARGET}", "--engine=docker", "--command=true", **cache)
     assert "taking" not in again.stderr and "pull" not in again.stderr, "it is in the engine"
     assert not (tmp_path / "cache" / "bases").exists() and not (tmp_path / "cache" / "wheels").exists()

@@ -344,6 +344,20 @@ def test_after_a_crash_its_log_is_there_and_it_starts_anew(made: Environment, ca
 # --- one that does not come to run --------------------------------------------------------------------------------
 
 
+def test_a_private_ca_and_a_proxy_are_there_inside(made: Environment, cache: Path, tmp_path: Path) -> None:
+    """JupyterLab itself is asked on this machine, past the proxy, which does not exist."""
+    authority, _ = certificates.make(tmp_path)
+    proxy = "http://u:geheim@192.0.2.1:3128"
+    start(f"--folder={tmp_path / 'work'}", LABRIG_CA=str(authority), LABRIG_PROXY=proxy)
+    said = subprocess.run(
+        ["docker", "exec", container()["Id"], "sh", "-c", 'echo "$HTTPS_PROXY $NO_PROXY"; cat "$SSL_CERT_FILE"'],
+        capture_output=True, text=True, check=True, timeout=60,
+    ).stdout  # fmt: skip
+    assert said.startswith(f"{proxy} ") and "127.0.0.1" in said.splitlines()[0]
+    assert authority.read_text().strip() in said
+    assert "geheim" not in invoke("logs").stdout + invoke("status").stdout
+
+
 def test_a_port_that_is_taken_is_said_or_passed_over(made: Environment, cache: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", next(server.free_ports()))) as taken:
         port = taken.getsockname()[1]
