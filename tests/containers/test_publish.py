@@ -65,6 +65,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     shutil.copy(ROOT / "tests" / "conftest.py", checkout / "tests")
     shutil.copy(ROOT / "tests" / "proofs.py", checkout / "tests")
     shutil.copy(ROOT / "pyproject.toml", checkout)
+    (checkout / "images" / published.FILE).unlink(missing_ok=True)  # a fork has one
     edit(checkout)
     folder = tmp_path_factory.mktemp("registry")
     with registries.serve(folder) as address:

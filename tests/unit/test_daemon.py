@@ -211,6 +211,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(environment, "read_host", lambda: replace(LINUX, docker="26.1.5", docker_error=""))
     monkeypatch.setattr(base, "lacking", lambda *_: "")
     shutil.copytree(ROOT / "images", tmp_path / "images")
+    (tmp_path / "images" / published.FILE).unlink(missing_ok=True)  # a fork has one
     return tmp_path
 
 

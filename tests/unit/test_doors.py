@@ -92,16 +92,16 @@ def test_every_line_to_type_is_shell(target: Target) -> None:
 
 
 def test_what_is_published_goes_into_all_by_its_digest(tmp_path: Path) -> None:
-    target = TARGETS[0]
-    usual = render.reference(target, ROOT / "images")
+    target, images = TARGETS[0], tmp_path / "images"
+    shutil.copytree(ROOT / "images", images)
+    (images / published.FILE).unlink(missing_ok=True)  # a fork has one
+    usual, before = render.reference(target, images), render.render_doors(target, TEMPLATES, images)
     entry = samples.published(target.name)
-    shutil.copytree(ROOT / "images", tmp_path / "images")
-    published.keep(tmp_path / "images", entry)
-    found = {file.name: text for file, text in render.render_doors(target, TEMPLATES, tmp_path / "images").items()}
-    for name, text in found.items():
+    published.keep(images, entry)
+    for file, text in render.render_doors(target, TEMPLATES, images).items():
         assert entry.reference in text and usual not in text
         plain = text.replace(f"docker://{entry.reference}", f"docker-daemon:{usual}").replace(entry.reference, usual)
-        assert plain == doors(target)[name]
+        assert plain == before[file]
 
 
 def test_those_of_a_target_without_an_image_go(tmp_path: Path) -> None:

@@ -31,11 +31,12 @@ SAID = {"passed": 20, "failed": 0, "skipped": 1, "checks": [{"id": "device", "st
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout that can be rendered, with a cache of its own."""
+    """A checkout that can be rendered and has published nothing, with a cache of its own."""
     monkeypatch.setenv("LABRIG_CACHE", str(tmp_path / "cache"))
     for folder in ("images", "templates", "docs"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "README.md", tmp_path)
+    (tmp_path / "images" / published.FILE).unlink(missing_ok=True)  # a fork has one
     return tmp_path
 
 
