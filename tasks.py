@@ -521,8 +521,9 @@ def status(c: Context, json: bool = False) -> None:
         cli.print_json([{**one.to_json(), "state": state} for one, state in found])
     elif found:
         cli.print_table(server.COLUMNS, server.rows(found), wrapped=["folder"])
-        for one, _ in found:
-            print(f"{one.target}: {one.url}")
+        for one, state in found:
+            if state == server.RUNNING:
+                print(f"{one.target}: {one.url}")
     else:
         print("nothing was started", file=sys.stderr)
 

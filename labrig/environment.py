@@ -179,15 +179,18 @@ def take(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False) ->
     root, target = todo.table.path.parents[1], todo.target
     if todo.engine != "docker" or base.is_at_hand(target, todo.lock.platform):
         return make(todo, overrides=overrides, offline=offline)
-    lacking = _no_image(target, todo.host)
-    labs = "" if lacking else _labs(todo, root)
+    lacking, labs = _no_image(target, todo.host), _labs(todo, root)
     with daemon.connect() as client:
         reference = _in_engine(client, target, todo.lock, labs)
+        former = _in_engine(client, target, todo.lock) if lacking else ""
     entry = published.find(root / "images", target.name, todo.lock.platform)
-    fits = entry is not None and entry.lock == todo.lock.digest and labs in ("", entry.labs)
+    fits = entry is not None and entry.lock == todo.lock.digest and (bool(lacking) or entry.labs == labs)
     if not reference and entry and fits and not offline:
         print(f"taking the published image: {lacking or 'no base was made here yet'}", file=sys.stderr)
         reference = pulling.pull(root, target.name, force=bool(todo.forced)).entry.image
+    if not reference and former:
+        print(f"taking {former}, whose labs are others than this checkout's: {lacking}", file=sys.stderr)
+        reference = former
     if not reference:
         return make(todo, overrides=overrides, offline=offline)
     return Environment(target, "docker", reference, todo.lock, todo.forced)

@@ -30,12 +30,13 @@ def publish(root: Path, name: str | None, place: str, *, platform: str = "", ove
         VerifyError: it was not verified, a check failed, or it is far above its budget.
         DistributeError: the registry cannot be reached, or refuses. What it has is not sent again.
     """
-    if not oci.has_registry(f"{place}/"):
-        raise UsageError(f"{place!r} is no registry", fix="name HOST/NAMESPACE, such as registry.example.org/lab")
+    if not (oci.has_registry(f"{place}/") and registry.NAMESPACE.fullmatch(place)):
+        raise UsageError(
+            f"{place!r} is no place in a registry", fix="name HOST/NAMESPACE in small letters: registry.example.org/lab"
+        )
     drafted = environment.draft(root, name, platform=platform, overrides=overrides)
     recipe, images = drafted.recipe, root / "images"
-    repository = f"{place.rstrip('/')}/{recipe.target.name}"
-    registry.require_tag(f"{repository}:{MOVING}")
+    repository = f"{place}/{recipe.target.name}"
     made = drafted.build()
     record = require_verified(made, recipe)
     measured = sizes.measure(recipe.target, recipe.lock.platform, made.layers)
@@ -98,6 +99,7 @@ def _entry(recipe: Recipe, made: Image, repository: str, tag: str, record: dict[
         reference=f"{repository}@{made.digest}",
         tag=tag,
         image=recipe.reference,
+        config=made.config.digest,
         size=sizes.total(sizes.measure(target, locked.platform, made.layers)),
         torch=target.torch,
         variant=target.variant,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from labrig import blobs, daemon, environment, image, loading, published, regist
 from labrig.blobs import Layer
 from labrig.compat import Finding
 from labrig.errors import DistributeError, HostError
+from labrig.oci import Image
 from labrig.progress import megabytes
 from labrig.published import Entry
 
@@ -68,11 +70,13 @@ def pull(root: Path, name: str | None = None, *, force: bool = False) -> Pulled:
 
 def _pull(client: DockerClient, entry: Entry, finding: Finding) -> Pulled:
     print(f"{entry.target} {finding.verdict} here: {finding.reason}", file=sys.stderr)
-    if there := image.find(client, entry.image):
+    there = image.find(client, entry.image)
+    if there and is_it(there.id, entry):
         print(f"{entry.image} is there already", file=sys.stderr)
         there.tag(image.name_of(entry.target), "latest")
         return Pulled(entry, 0, 0)
     found = registry.look(entry.reference, entry.platform)
+    _require_same(found, entry)
     above = found.layers[loading.present(client, found) :]
     absent = _absent(above)
     missing = sum(one.size for one in absent)
@@ -89,12 +93,35 @@ def _pull(client: DockerClient, entry: Entry, finding: Finding) -> Pulled:
 
     loading.load(client, found, entry.image, complete)
     loaded = image.find(client, entry.image)
-    if loaded is None or loaded.id not in (found.config.digest, found.manifest.digest):
+    if loaded is None or not is_it(loaded.id, entry):
         raise DistributeError(
             "the engine has another image than was pulled", found=str(loaded and loaded.id), fix="run it again"
         )
     loaded.tag(image.name_of(entry.target), "latest")
     return Pulled(entry, missing, received)
+
+
+def is_it(identity: str | None, entry: Entry) -> bool:
+    """Whether an engine's image is the published one: it knows it by its config, or its manifest."""
+    return identity in (entry.config, entry.reference.partition("@")[2])
+
+
+def _require_same(found: Image, entry: Entry) -> None:
+    """Raises DistributeError where a digest is of another image than the other lines of its entry say."""
+    labels = json.loads(found.config.content).get("config", {}).get("Labels") or {}
+    expected = {
+        "config": (found.config.digest, entry.config),
+        "target": (labels.get("labrig.target"), entry.target),
+        "lock": (labels.get(image.LOCK), entry.lock),
+        "labs": (found.layers[-1].diff_id if found.layers else "", entry.labs),
+        "image": (f"{image.name_of(entry.target)}:{entry.torch}-{labels.get(image.INPUTS, '')[:12]}", entry.image),
+    }
+    wrong = [f"{name}: {has}, noted: {said}" for name, (has, said) in expected.items() if has != said]
+    if wrong:
+        raise DistributeError(
+            f"{entry.reference} is not the image that images/{published.FILE} notes", found="; ".join(wrong),
+            fix="take the file from git again, or publish anew",
+        )  # fmt: skip
 
 
 def _absent(layers: tuple[Layer, ...]) -> list[Layer]:

@@ -49,8 +49,10 @@ JOBS = 4  # layers that are pulled at once
 TIMEOUT = (10, 300)  # seconds to connect, and between two bytes
 NO_TLS = ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST")  # OpenSSL's words for an answer without TLS
 DENIED = re.compile(r"\b(401|403)\b|password|authentication")
+HOST, NAME = r"[A-Za-z0-9.-]+(?::\d+)?|\[[0-9a-f:]+\](?::\d+)?", r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*"
+NAMESPACE = re.compile(rf"(?:{HOST})/{NAME}")
 REFERENCE = re.compile(
-    r"(?P<host>[A-Za-z0-9.-]+(?::\d+)?|\[[0-9a-f:]+\](?::\d+)?)/(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)"
+    rf"(?P<host>{HOST})/(?P<name>{NAME})"
     rf"(?::(?P<tag>{oci.TAG_NAME.pattern}))?(?:@(?P<digest>{oci.DIGEST.pattern}))?"
 )
 
@@ -159,7 +161,14 @@ def look(reference: str, platform: str, *, offline: bool = False) -> Image:
             with _connected(reference) as (registry, place):
                 url = f"{place.registry}/v2/{place.api_prefix}/{'manifests' if is_manifest else 'blobs'}/{digest}"
                 headers = dict(ACCEPTED) if is_manifest else None
-                content = _ask(registry, "GET", url, (200,), headers=headers).content
+                answer = _ask(registry, "GET", url, (200, 404), headers=headers)
+                if answer.status_code == 404:
+                    raise DistributeError(
+                        f"the registry {found['host']} has no {reference.partition('@')[0]} with that digest",
+                        found=digest,
+                        fix="ask who published it: an admin may have removed it, or published anew",
+                    )
+                content = answer.content
                 keep(digest, lambda to: to.write_bytes(content))
         return blobs.path(digest).read_bytes()
 
@@ -313,9 +322,7 @@ def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
         registry = _client(host, insecure=here and not _speaks_tls(host))
         place = registry.get_container(reference)
         folder = os.environ.get("DOCKER_CONFIG")
-        registry.auth.load_configs(place, [str(Path(folder, "config.json"))] if folder else None)
-        if registry.asks_for_password and not getattr(registry.auth, "_basic_auth", None):
-            raise ValueError("it wants a user and a password")
+        _log_in(registry, place, folder or "")
         yield registry, place
     except KeyboardInterrupt:
         raise Interrupted("it was interrupted", fix="run it again: what is there already is not sent again") from None
@@ -326,11 +333,30 @@ def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
             fix=network.cure(_cause(error), "look at the address and the network"),
         ) from None
     except (ValueError, AuthenticationException) as error:  # how oras says that a registry refuses
+        login = f"docker login {host} (a password may be wrong or too old); may that user do this there?"
         raise DistributeError(
             f"the registry {host} refuses",
             found=str(error),
-            fix=f"docker login {host}; may you write there?" if DENIED.search(str(error)) else "look at what it says",
+            fix=login if DENIED.search(str(error)) else "look at what it says",
         ) from None
+
+
+def _log_in(registry: Registry, place: Container, folder: str) -> None:
+    """Take the credentials that `docker login` left in ``folder``, or where it usually does."""
+    try:
+        registry.auth.load_configs(place, [str(Path(folder, "config.json"))] if folder else None)
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise DistributeError(
+            "Docker's own settings cannot be read",
+            found=f"{Path(folder or '~/.docker', 'config.json')}, or its credential helper: {error}",
+            fix=f"mend that file, or docker login {place.registry} anew",
+        ) from None
+    if registry.asks_for_password and not getattr(registry.auth, "_basic_auth", None):
+        said = registry.auth._auth_config or {}
+        helpers = [said.get("credsStore"), (said.get("credHelpers") or {}).get(place.registry)]
+        absent = [f"docker-credential-{one}" for one in helpers if one and not shutil.which(f"docker-credential-{one}")]
+        lacks = f"; {absent[0]}, which should know them, is not on PATH" if absent else ""
+        raise ValueError(f"it wants a user and a password{lacks}")
 
 
 def _speaks_tls(host: str) -> bool:

@@ -36,6 +36,8 @@ PATIENCE = 180.0  # seconds until JupyterLab has to answer; the first start from
 ANSWER = 5.0  # seconds for one answer of it
 LINES = 15  # of its log, in an error
 NOTE, TOKEN, PAGE = "server.json", "token", "open.html"
+MANY = 1000  # lines of a log that is minutes old at most
+KEPT = ("kept as edited", ".labrig-labs.json")  # what labs/serve.py says that a student has to know
 RUNNING, SILENT, ENDED, UNKNOWN = "running", "not answering", "ended", "no engine"
 STARTING, LEFT = "starting", "left by a start that was killed"
 COLUMNS = ("target", "engine", "state", "since", "folder")
@@ -155,6 +157,9 @@ def _launch(server: Server, made: Environment, root: Path, owner: tuple[int, int
             file=sys.stderr,
         )
         _wait(server, token)
+        for line in module.tail(server.target, server.place, MANY):
+            if line.startswith(KEPT):
+                print(line, file=sys.stderr)
         server = replace(server, up=True)
         _note(server)
         return server

@@ -45,7 +45,7 @@ def prepare(folder: Path) -> tuple[int, int]:
             raise UsageError(
                 f"--folder {folder} belongs to root and is not empty",
                 found="containers do not run as root, so nothing could be written there",
-                fix=f"name a new folder, or give it to its student: chown -R {uid}:{gid} {folder}",
+                fix="name a new folder, or one that belongs to a student",
             )
         os.chown(folder, uid, gid)
     elif os.getuid() != 0:

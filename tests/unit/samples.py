@@ -40,6 +40,7 @@ def published(target: str, **changed: Any) -> Entry:
         reference=f"registry.example.org/lab/{target}@sha256:{'0' * 64}",
         tag=f"{row.torch}-{row.variant}-py{row.python}-01234567-20260101",
         image=f"labrig/{target}:{row.torch}-0123456789ab",
+        config=f"sha256:{'2' * 64}",
         size=1_000_000,
         torch=row.torch,
         variant=row.variant,

@@ -83,6 +83,10 @@ def test_any_text_survives_the_file(text: str, size: int, many: list[str]) -> No
         {"size": "many"},
         {"size": True},
         {"capabilities": "7.5"},
+        {"size": -5},
+        {"config": "sha256:1"},
+        {"labs": ""},
+        {"date": "<script>"},
     ],
 )
 def test_what_nobody_publishes_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
@@ -211,6 +215,9 @@ def test_two_percent_above_the_budget_warn_and_five_fail() -> None:
     with pytest.raises(VerifyError, match=r"\+5\.0%") as caught:
         sizes.check(target, layers(base=60_000_000, torch=45_000_001), before)
     assert caught.value.code == 6 and caught.value.found == "torch +5.0 MB"
+    with pytest.raises(VerifyError) as caught:
+        sizes.check(replace(CPU, size_mb=50), before, before)
+    assert caught.value.found == "no layer grew since images/sizes.tsv; the budget is 50 MB"
     assert sizes.check(replace(CPU, size_mb=None), layers(base=10**12)) == ""
 
 
@@ -293,3 +300,11 @@ def test_every_kind_of_layer_has_its_colour() -> None:
 def test_the_page_gets_along_with_an_empty_table(table: Table) -> None:
     (table.path.parent / sizes.FILE).unlink()
     assert ElementTree.fromstring(rendered(table)["published.svg"]) is not None  # noqa: S314
+
+
+def test_a_layer_is_known_by_its_packages_and_not_by_their_versions() -> None:
+    """So that what grew is named, and not whatever stands beside it."""
+    made = [one.layer for one in sizes.of(ROOT / "images", "cpu", "linux_x86_64")]
+    assert len({sizes._same(layer) for layer in made}) == len(made)
+    assert sizes._same("torch 2.13.0+cpu") == sizes._same("torch 2.14.1")
+    assert sizes._same("bytecode: anyio 4.1 and 19 other small ones") == "bytecode: anyio"
