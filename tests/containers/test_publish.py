@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -155,6 +155,39 @@ def test_a_student_pulls_what_is_missing_and_gets_what_was_published(out: Publis
     assert again.stdout == f"{out.entry.image}\n" and "is there already" in again.stderr
 
 
+def test_another_image_under_the_name_is_not_taken_for_it(out: Published) -> None:
+    """Whoever tagged it: the engine's digest has to be that of images/published.toml."""
+    with daemon.connect() as client:
+        other = next(one for one in client.images.list("labrig-base") if one.tags)
+        remove(out.entry.image)
+        other.tag(*out.entry.image.rsplit(":", 1))
+    done = invoke(out.checkout, "pull", f"--target={TARGET}")
+    assert "is there already" not in done.stderr
+    with daemon.connect() as client:
+        assert client.images.get(out.entry.image).id in (out.entry.config, out.entry.reference.partition("@")[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"reference": "0" * 64}, "has no"),
+        ({"config": f"sha256:{'0' * 64}"}, "config: "),
+        ({"labs": f"sha256:{'0' * 64}"}, "labs: "),
+        ({"image": f"labrig/{TARGET}:2.13.0-000000000000"}, "image: "),
+    ],
+)
+def test_a_reference_that_is_not_what_the_other_lines_say_is_not_loaded(
+    out: Published, tmp_path: Path, change: dict[str, str], says: str
+) -> None:
+    if "reference" in change:
+        change = {"reference": f"{out.entry.repository}@sha256:{change['reference']}"}
+    checkout = tmp_path / "labrig"
+    shutil.copytree(out.checkout, checkout)
+    published.keep(checkout / "images", replace(out.entry, **{"config": f"sha256:{'1' * 64}", **change}))
+    done = invoke(checkout, "pull", f"--target={TARGET}", code=7)
+    assert says in done.stderr, done.stderr
+
+
 def test_a_lab_edit_reaches_the_student_in_less_than_a_megabyte(out: Published, tmp_path: Path) -> None:
     before = registries.blobs(out.registry)
     edit(out.checkout)
@@ -198,6 +231,16 @@ def test_a_machine_without_what_makes_a_base_takes_the_published_image(out: Publ
         PATH=str(programs), LABRIG_CACHE=str(tmp_path / "cache"),
     )  # fmt: skip
     assert "engine" not in done.stderr.splitlines()[0], "no other engine is taken"
+    entry = published.find(out.checkout / "images", TARGET, PLATFORM)
+    assert entry and invoke(
+        out.checkout,
+        "shell",
+        f"--target={TARGET}",
+        "--engine=docker",
+        "--command=echo $LABRIG_IMAGE_ID",
+        PATH=str(programs),
+        LABRIG_CACHE=str(tmp_path / "cache"),
+    ).stdout.strip() in (entry.config, entry.reference.partition("@")[2]), "not an older one of the same lock"
     assert (tmp_path / "results" / "report.html").is_file()
     assert not (tmp_path / "cache" / "bases").exists() and not (tmp_path / "cache" / "wheels").exists()
 

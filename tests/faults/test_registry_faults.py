@@ -285,7 +285,7 @@ def test_tokens_are_fetched_and_fetched_anew(
     right(image)
 
 
-@pytest.mark.parametrize("secret", ["", base64.b64encode(b"student:wrong").decode()], ids=["none", "wrong"])
+@pytest.mark.parametrize("secret", ["", base64.b64encode(b"student:verkehrt").decode()], ids=["none", "wrong"])
 @pytest.mark.parametrize("kind", ["token", "password"])
 def test_a_wrong_password_is_named_and_never_shown(
     there: Moody, image: Image, tmp_path: Path, secret: str, kind: str
@@ -302,7 +302,7 @@ def test_a_wrong_password_is_named_and_never_shown(
         with pytest.raises(DistributeError, match="refuses") as caught:
             registry.push(image, f"{address}/lab/cpu:1")
     assert f"docker login {address}" in caught.value.fix
-    assert "wrong" not in str(caught.value) and (not secret or secret not in str(caught.value))
+    assert "verkehrt" not in str(caught.value) and (not secret or secret not in str(caught.value))
 
 
 def test_a_credential_helper_is_asked(image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,6 +320,20 @@ def test_a_credential_helper_is_asked(image: Image, tmp_path: Path, monkeypatch:
         (tmp_path / "docker" / "config.json").write_text(json.dumps({"credHelpers": {address: "lab"}}))
         assert registry.push(image, f"{address}/lab/cpu:1").endswith(image.digest)
         assert (tmp_path / "asked").read_text() == address
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("{", "config.json"), ('{"auths": 3}', "config.json"), ('{"credsStore": "gone"}', "docker-credential-gone")],
+)
+def test_dockers_settings_that_cannot_be_used_are_named(image: Image, tmp_path: Path, text: str, found: str) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker" / "config.json").write_text(text)
+    with registries.serve(folder, closed=True) as address, pytest.raises(DistributeError) as caught:
+        registry.push(image, f"{address}/lab/cpu:1")
+    assert found in str(caught.value) and "docker login" in caught.value.fix
 
 
 # --- wrong bytes ------------------------------------------------------------------------------------------------------
