@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -174,11 +174,17 @@ def take(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False) ->
 
     Raises what :func:`make` and ``pulling.pull`` raise.
     """
+    build = _builder(todo, overrides, offline=offline)
+    return _carry_out(todo, lambda: _find_or_pull(todo, offline=offline) or build())
+
+
+def _find_or_pull(todo: Plan, *, offline: bool) -> Environment | None:
+    """What :func:`take` takes instead of building; None: nothing."""
     from labrig import base, daemon, published, pulling
 
     root, target = todo.table.path.parents[1], todo.target
     if todo.engine != "docker" or base.is_at_hand(target, todo.lock.platform):
-        return make(todo, overrides=overrides, offline=offline)
+        return None
     lacking, labs = _no_image(target, todo.host), _labs(todo, root)
     with daemon.connect() as client:
         reference = _in_engine(client, target, todo.lock, labs)
@@ -191,9 +197,7 @@ def take(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False) ->
     if not reference and former:
         print(f"taking {former}, whose labs are others than this checkout's: {lacking}", file=sys.stderr)
         reference = former
-    if not reference:
-        return make(todo, overrides=overrides, offline=offline)
-    return Environment(target, "docker", reference, todo.lock, todo.forced)
+    return Environment(target, "docker", reference, todo.lock) if reference else None
 
 
 def pick_best(table: Table, host: Host) -> Target:
@@ -235,14 +239,28 @@ def make(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False, wi
         UsageError: an override that cannot be meant, whether it comes to be needed or not; a wish that only images
             can have, and another engine.
     """
+    return _carry_out(todo, _builder(todo, overrides, offline=offline, wish=wish))
+
+
+def _builder(
+    todo: Plan, overrides: Sequence[str], *, offline: bool, wish: Wish = engines.ANY
+) -> Callable[[], Environment]:
+    """What builds the environment of a plan. Raises UsageError for what cannot be meant, needed or not."""
     check_wish(wish, todo.engine)
     fetch_wheels = _fetcher(todo.table, todo.target, todo.lock, overrides, offline=offline)
     root = todo.table.path.parents[1]
+    return lambda: engines.load(todo.engine).build(
+        todo.target, todo.lock, fetch_wheels, root=root, offline=offline, wish=wish
+    )
+
+
+def _carry_out(todo: Plan, bring: Callable[[], Environment]) -> Environment:
+    """Say what speaks against it, bring the environment, and note that it was forced."""
     if todo.forced:
         print(f"forced in spite of: {todo.forced}", file=sys.stderr)
     elif todo.finding.verdict == compat.CPU_ONLY:
         print(f"target {todo.target.name} {todo.finding.verdict} here: {todo.finding.reason}", file=sys.stderr)
-    made = engines.load(todo.engine).build(todo.target, todo.lock, fetch_wheels, root=root, offline=offline, wish=wish)
+    made = bring()
     if todo.forced:
         made = replace(made, forced=todo.forced)
         forced.note(made, todo.forced)
