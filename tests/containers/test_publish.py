@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 import registries
 
-from labrig import daemon, oci, published
+from labrig import daemon, image, oci, published
 from labrig.published import Entry
 
 pytestmark = pytest.mark.docker
@@ -54,7 +54,8 @@ def edit(checkout: Path) -> None:
 def remove(reference: str) -> None:
     """As on a machine that never had it, under any name; layers that others have stay."""
     with daemon.connect() as client:
-        client.images.remove(client.images.get(reference).id, force=True)
+        if found := image.find(client, reference):
+            client.images.remove(found.id, force=True)
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +71,16 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     folder = tmp_path_factory.mktemp("registry")
     with registries.serve(folder) as address:
         place = f"--registry={address}/lab"
-        image = invoke(checkout, "build", f"--target={TARGET}", "--engine=docker").stdout.strip()
+        made = invoke(checkout, "build", f"--target={TARGET}", "--engine=docker").stdout.strip()
         refused = invoke(checkout, "publish", f"--target={TARGET}", place, code=6)
         assert "was not verified as it is now" in refused.stderr and not registries.blobs(folder)
         assert not (checkout / "images" / published.FILE).exists()
         invoke(checkout, "verify", f"--target={TARGET}", "--engine=docker")
         done = invoke(checkout, "publish", f"--target={TARGET}", place)
         entry = published.find(checkout / "images", TARGET, PLATFORM)
-        assert entry and done.stdout == f"{entry.reference}\n" and entry.image == image
+        assert entry and done.stdout == f"{entry.reference}\n" and entry.image == made
         yield Published(checkout, entry, folder, address)
-        subprocess.run(["docker", "rmi", "--force", image], capture_output=True, timeout=120, check=False)
+        subprocess.run(["docker", "rmi", "--force", made], capture_output=True, timeout=120, check=False)
 
 
 def raw(out: Published, name: str) -> dict[str, Any]:
@@ -191,21 +192,21 @@ def test_a_reference_that_is_not_what_the_other_lines_say_is_not_loaded(
 def test_a_lab_edit_reaches_the_student_in_less_than_a_megabyte(out: Published, tmp_path: Path) -> None:
     before = registries.blobs(out.registry)
     edit(out.checkout)
-    image = invoke(out.checkout, "build", f"--target={TARGET}", "--engine=docker").stdout.strip()
+    made = invoke(out.checkout, "build", f"--target={TARGET}", "--engine=docker").stdout.strip()
     try:
         invoke(out.checkout, "verify", f"--target={TARGET}", "--engine=docker")
         invoke(out.checkout, "publish", f"--target={TARGET}", f"--registry={out.address}/lab")
         new = {digest: size for digest, size in registries.blobs(out.registry).items() if digest not in before}
         assert 0 < sum(new.values()) < MB
-        remove(image)
+        remove(made)
         cache = str(tmp_path / "cache")  # empty; all other layers are in the engine
         said = json.loads(invoke(out.checkout, "pull", f"--target={TARGET}", "--json", LABRIG_CACHE=cache).stdout)
-        assert said["image"] == image and 0 < said["received"] < MB
+        assert said["image"] == made and 0 < said["received"] < MB
         entry = published.find(out.checkout / "images", TARGET, PLATFORM)
         assert entry and entry.tag == f"{out.entry.tag}.2", "the first tag still names the first image"
         assert raw(out, f":{out.entry.tag}") == raw(out, out.entry.reference.partition(out.entry.repository)[2])
     finally:
-        subprocess.run(["docker", "rmi", "--force", image], capture_output=True, timeout=120, check=False)
+        subprocess.run(["docker", "rmi", "--force", made], capture_output=True, timeout=120, check=False)
 
 
 def test_a_machine_that_cannot_run_it_is_told_before_a_byte_is_pulled(out: Published, tmp_path: Path) -> None:
