@@ -5,13 +5,12 @@ From the bottom: the base, an empty environment with its user, the wheels, their
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from labrig import base, blobs, image, layers, oci, precompiled, registry, render, sbom, skeleton
 from labrig.blobs import Layer
@@ -138,16 +137,15 @@ def _of_layout(source: str, platform: str) -> tuple[tuple[Layer, ...], dict[str,
     image = registry.read_image(descriptor, platform, lambda one: oci.read_blob(Path(folder), one), source)
     for layer in image.layers:
         if not blobs.is_untouched(blobs.path(layer.digest), layer.size):
-            registry.keep(layer.digest, functools.partial(_copy, Path(folder) / oci.inner(layer.digest)))
+            with _open(Path(folder) / oci.inner(layer.digest)) as blob:
+                registry.keep(layer.digest, layer.size, blob)
     return image.layers, json.loads(image.config.content), str(descriptor["digest"])
 
 
-def _copy(blob: Path, to: Path) -> None:
-    import shutil
-
+def _open(blob: Path) -> BinaryIO:
     if not blob.is_file():
         raise UsageError(f"the layout lacks a blob that it names: {blob.name}", fix="make the layout anew")
-    shutil.copyfile(blob, to)
+    return blob.open("rb")
 
 
 def build(recipe: Recipe, fetch: Fetch, *, with_sbom: bool = False) -> Image:
@@ -164,7 +162,7 @@ def build(recipe: Recipe, fetch: Fetch, *, with_sbom: bool = False) -> Image:
     found = [*under, skeleton.layer(under, target.python, places), *found]
     if recipe.python:
         found += precompiled.of_wheels(lock, fetch, places, recipe.python)
-    found += labs(target, lock, recipe.root)
+    found += labs(recipe.root, recipe.labs, recipe.requirements)
     settings = recipe.settings
     settings["Labels"] |= {image.INPUTS: recipe.inputs}
     annotations = {
@@ -174,13 +172,13 @@ def build(recipe: Recipe, fetch: Fetch, *, with_sbom: bool = False) -> Image:
     return oci.assemble(lock.platform, found, settings, annotations, bill)
 
 
-def labs(target: Target, lock: Lock, root: Path) -> tuple[Layer, Layer]:
+def labs(root: Path, found: Mapping[str, str], requirements: str) -> tuple[Layer, Layer]:
     """The two highest layers: the labs' data, and, above, a checkout's labs and the list of what is installed. They
     need neither a base nor a wheel."""
-    folder, found = str(image.LABS).lstrip("/"), image.read_labs(root / "labs")
+    folder = str(image.LABS).lstrip("/")
     data = {name: sha256 for name, sha256 in found.items() if f"labs/{name}".startswith(DATA)}
     code = {name: sha256 for name, sha256 in found.items() if name not in data}
-    texts = {f"{folder}/requirements.txt": render.render_requirements(target, lock, root / "templates").encode()}
+    texts = {f"{folder}/requirements.txt": requirements.encode()}
     return _of_files("the labs' data", root, data, {}), _of_files("the labs", root, code, texts)
 
 

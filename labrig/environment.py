@@ -163,9 +163,10 @@ def _in_engine(client: DockerClient, target: Target, locked: Lock, labs: str = "
 
 def _labs(todo: Plan, root: Path) -> str:
     """The diff_id of the layer with this checkout's labs."""
-    from labrig import assembly
+    from labrig import assembly, image, render
 
-    return assembly.labs(todo.target, todo.lock, root)[1].diff_id
+    requirements = render.render_requirements(todo.target, todo.lock, root / "templates")
+    return assembly.labs(root, image.read_labs(root / "labs"), requirements)[1].diff_id
 
 
 def take(todo: Plan, *, overrides: Sequence[str] = (), offline: bool = False) -> Environment:

@@ -48,7 +48,7 @@ def publish(root: Path, name: str | None, place: str, *, platform: str = "", ove
     about = Document(verified.MEDIA_TYPE, json.dumps(record, sort_keys=True).encode())
     registry.attach(made, f"{repository}:{tag}", about, "verify.json")
     registry.tag(made, f"{repository}:{MOVING}")
-    entry = _entry(recipe, made, repository, tag, record)
+    entry = _entry(recipe, made, sizes.total(measured), f"{repository}@{made.digest}", tag, record)
     published.keep(images, entry)
     for file in render.write(render.render_published(spec.read(images / spec.TABLE), root / "templates")):
         print(f"rendered {file.relative_to(root)}", file=sys.stderr)
@@ -91,16 +91,16 @@ def _tag(recipe: Recipe, made: Image, repository: str, before: Entry | None) -> 
     return tag
 
 
-def _entry(recipe: Recipe, made: Image, repository: str, tag: str, record: dict[str, Any]) -> Entry:
+def _entry(recipe: Recipe, made: Image, size: int, reference: str, tag: str, record: dict[str, Any]) -> Entry:
     target, locked = recipe.target, recipe.lock
     return Entry(
         target=target.name,
         platform=locked.platform,
-        reference=f"{repository}@{made.digest}",
+        reference=reference,
         tag=tag,
         image=recipe.reference,
         config=made.config.digest,
-        size=sizes.total(sizes.measure(target, locked.platform, made.layers)),
+        size=size,
         torch=target.torch,
         variant=target.variant,
         python=target.python,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import logging
 import os
@@ -18,11 +19,10 @@ import shutil
 import socket
 import ssl
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from labrig import blobs, home, network, oci
 from labrig.base import ARCHITECTURES
@@ -30,7 +30,7 @@ from labrig.blobs import Layer
 from labrig.crew import Crew
 from labrig.download import LONGEST_WAIT, Transfer, download
 from labrig.errors import BuildError, DistributeError, FetchError, Interrupted, UsageError
-from labrig.files import CHUNK
+from labrig.files import CHUNK, copy_proven
 from labrig.oci import Document, Image
 from labrig.progress import Progress, megabytes
 
@@ -169,7 +169,7 @@ def look(reference: str, platform: str, *, offline: bool = False) -> Image:
                         fix="ask who published it: an admin may have removed it, or published anew",
                     )
                 content = answer.content
-                keep(digest, lambda to: to.write_bytes(content))
+                keep(digest, len(content), io.BytesIO(content))
         return blobs.path(digest).read_bytes()
 
     return read_image({"digest": found["digest"]}, platform, small, reference)
@@ -273,27 +273,17 @@ def read_image(
         ) from None
 
 
-def keep(digest: str, fill: Callable[[Path], object]) -> None:
-    """Bring a blob into the store, proven; ``fill`` writes it to the file it is given.
+def keep(digest: str, size: int, source: BinaryIO) -> None:
+    """Bring a blob into the store, proven.
 
     Raises:
         DistributeError: it is not what its digest says.
     """
-    folder = blobs.path(digest).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=blobs.ABANDONED, dir=folder)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        fill(temporary)
-        with temporary.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if f"sha256:{found}" != digest:
-            raise DistributeError("a blob is not what was asked for", found=f"sha256:{found}", fix=f"expected {digest}")
-        blobs.seal(temporary)
-        temporary.replace(blobs.path(digest))
-    finally:
-        temporary.unlink(missing_ok=True)
+    to = blobs.path(digest)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if not copy_proven(source, to, digest.removeprefix("sha256:"), size):
+        raise DistributeError("a blob is not what was asked for", found="other bytes", fix=f"expected {digest}")
+    blobs.seal(to)
 
 
 # --- the protocol -----------------------------------------------------------------------------------------------------

@@ -35,10 +35,7 @@ def prepare(folder: Path) -> tuple[int, int]:
         UsageError: it cannot be made, or is root's and holds other things than labs.
     """
     new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--folder {folder} cannot be made", found=error.strerror or str(error)) from None
+    server_native.make(folder)
     uid, gid = map(int, (docker.user_of([folder]) or f"{image.UID}:{image.GID}").split(":"))
     if os.getuid() == 0 and folder.stat().st_uid != uid:
         if not new and any(folder.iterdir()):

@@ -32,12 +32,17 @@ def prepare(folder: Path) -> tuple[int, int]:
     Raises:
         UsageError: it cannot be made or written.
     """
+    make(folder)
+    require_writable(folder)
+    return os.getuid(), os.getgid()
+
+
+def make(folder: Path) -> None:
+    """Make the student's folder. Raises UsageError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--folder {folder} cannot be made", found=error.strerror or str(error)) from None
-    require_writable(folder)
-    return os.getuid(), os.getgid()
 
 
 def require_writable(folder: Path) -> None:

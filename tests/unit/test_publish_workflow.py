@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import samples
 import yaml
 from invoke.collection import Collection
 from invoke.loader import FilesystemLoader
-from test_workflow import calls, jobs, scripts
+from test_workflow import calls, jobs, require_sound, scripts
 
 from labrig import base, render
 
@@ -82,11 +81,7 @@ def test_it_says_that_nobody_here_ran_it() -> None:
 
 @pytest.mark.parametrize("script", sorted(set(scripts(TEXT))))
 def test_its_scripts_are_sound_shell(script: str) -> None:
-    shellcheck = Path(sys.executable).with_name("shellcheck")
-    done = subprocess.run(
-        [shellcheck, "--shell=bash", "-"], input=script, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, f"{script}\n{done.stdout}"
+    require_sound(script)
 
 
 def test_no_script_goes_unread() -> None:
