@@ -2,13 +2,16 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup dev up test check bench toolkit
+.PHONY: help setup fleet dev up test check bench toolkit
 
 help: ## say what the doors are
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: ## make .venv, the toolkit's private environment
 	@sh bootstrap.sh
+
+fleet: ## the same with what rooms of machines need (docs/rooms.md)
+	@sh bootstrap.sh fleet
 
 dev: ## the same with what tests and static checks need
 	@sh bootstrap.sh dev
@@ -30,6 +33,6 @@ bench: dev ## measure against what a user would do instead
 	@$(BIN)/python -m bench
 
 toolkit: setup ## pin the toolkit's own packages anew (requirements*.txt)
-	@for extra in "" "--extra dev"; do \
-	    $(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --upgrade --no-header --no-annotate $$extra \
-	        --python-version 3.11 pyproject.toml --output-file "requirements$${extra:+-dev}.txt" || exit; done
+	@for extra in "" fleet dev; do \
+	    $(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --upgrade --no-header --no-annotate \
+	        $${extra:+--extra $$extra} --python-version 3.11 pyproject.toml --output-file "requirements$${extra:+-$$extra}.txt" || exit; done

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Make .venv: a private Python environment with the toolkit, pinned and hashed in requirements.txt. Asks nothing.
 #   sh bootstrap.sh            PYTHON=/path/to/python names the interpreter
+#   sh bootstrap.sh fleet      with what rooms of machines need as well (requirements-fleet.txt)
 #   sh bootstrap.sh dev        with what the tests and static checks need as well (requirements-dev.txt)
 set -eu
 cd -- "$(dirname -- "$0")"
@@ -8,8 +9,8 @@ cd -- "$(dirname -- "$0")"
 requirements=requirements${1:+-$1}.txt
 stamp=.venv/$requirements
 current() { [ -e "$stamp" ] && cmp -s "$requirements" "$stamp"; }
-all() { [ -e .venv/requirements-dev.txt ] && cmp -s requirements-dev.txt .venv/requirements-dev.txt; }
-if { current || all; } &&
+more() { [ -e ".venv/requirements-$1.txt" ] && cmp -s "requirements-$1.txt" ".venv/requirements-$1.txt"; }
+if { current || more dev || { [ $# -eq 0 ] && more fleet; }; } &&
     .venv/bin/python -I -c 'import labrig, os, sys; sys.exit(not os.path.samefile(os.path.dirname(labrig.__path__[0]), "."))' \
         >/dev/null 2>&1; then
     exit 0
@@ -39,7 +40,7 @@ fi
 echo "making .venv with $("$python" --version) ($(command -v "$python")), $(grep -c == "$requirements") pinned packages: about 20 s" >&2
 # One that works is brought up to date in place (someone may be using it); one left by an interrupted set-up, by a
 # Python that is gone, or by a checkout that has moved (its programs name their old place) is made anew.
-rm -f .venv/requirements.txt .venv/requirements-dev.txt
+rm -f .venv/requirements*.txt
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || ! grep -qF "$(pwd -P)/.venv" .venv/bin/pip; then
     "$python" -m venv --clear .venv
 fi

@@ -60,7 +60,7 @@ def examine_room(table: Table, path: Path, *, alone: bool = True) -> list[dict[s
     """
     if not alone:
         raise UsageError("--inventory goes with neither --for nor --build", fix="ask one of them at a time")
-    return report_room(table.targets, inventory.read(path))
+    return report_room(table.targets, inventory.read(path).hosts)
 
 
 def report(targets: Sequence[Target], host: Host, assumed: Sequence[str] = ()) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def report_room(targets: Mapping[str, Target], entries: Iterable[Entry]) -> list
         finding = _of_entry(builds, entry)
         row = {"host": entry.name, "room": entry.room, "target": finding.name}
         row |= {key: value for key, value in asdict(finding).items() if key != "name"}
-        found.append(row | {"sources": list(finding.sources), "assumed": list(entry.machine.assumed)})
+        found.append(row | {"sources": list(finding.sources), "assumed": list(inventory.described(entry).assumed)})
     return found
 
 
@@ -118,7 +118,7 @@ def _of_entry(builds: Sequence[Build], entry: Entry) -> Finding:
     Where the best one leaves a GPU unused, the machine's problem is that GPU: the verdict is the one of the target for
     it that is nearest to running.
     """
-    host = entry.machine.host
+    host = inventory.described(entry).host
     if entry.target != AUTO:
         return judge(next(build for build in builds if build.name == entry.target), host, builds)
     best = compat.best(builds, host)

@@ -227,9 +227,13 @@ notes = "old"
 def test_a_room(tmp_path: Path) -> None:
     file = tmp_path / "room.toml"
     file.write_text(ROOM)
-    first, second = inventory.read(file)
+    first, second = inventory.read(file).hosts
     assert (first.name, first.target, first.room) == ("pc01", "cuda", "E1.07")
-    assert (second.name, second.target, second.machine.host.gpus[0].capability) == ("pc02", inventory.AUTO, "6.1")
+    assert (second.name, second.target, inventory.described(second).host.gpus[0].capability) == (
+        "pc02",
+        inventory.AUTO,
+        "6.1",
+    )
 
 
 @pytest.mark.parametrize(
@@ -244,7 +248,7 @@ def test_a_room(tmp_path: Path) -> None:
         (ROOM.replace("notes", "note"), "line 8: [[host]] 2: unknown key 'note'"),
         (ROOM.replace("GTX 1080", "GTX 108O"), "GTX 1080"),
         (ROOM.replace("pc01", "pc 01"), "name is wrong"),
-        ('[[host]]\nname = "a"', "no machine"),
+        ('[[host]]\nname = "a"', "neither address nor machine"),
         ("[host]\na = 1", "has no machines"),
         ("[[host]]\nmachine = 'T4'", "no name"),
         ("\xff", "not valid TOML"),

@@ -1,0 +1,151 @@
+"""The document that the agent prints on a host, checked key by key: a host may be broken, or say anything at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from labrig import host as hosts
+from labrig.errors import UsageError
+from labrig.host import Host
+
+SCHEMA = "labrig-host/1"
+MOST = 4 << 20  # bytes of a document; one of a host with all labs and 200 packages has 40 kB
+
+
+class Unreadable(Exception):
+    """What a host printed is no document of facts; says what it was."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed distribution: its version, and the digest over its files as they are (wanted.tree says how)."""
+
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """torch as it sees itself on the host, in its environment or image; ``error``: it could not be asked, and why."""
+
+    version: str = ""
+    cuda: str | None = None
+    device: str = ""  # cpu, cuda or mps: the best that it computes on, proven by a kernel
+    name: str = ""  # of the GPU
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a host is and has. Sizes are bytes, times are seconds."""
+
+    host: Host
+    time: float  # its clock, since the epoch
+    machine_id: str  # hashed; empty where it has none
+    user: str
+    sudo: bool  # without a password
+    system: str  # ID of os-release: debian, ubuntu; "macos"
+    release: str  # VERSION_ID
+    pythons: Mapping[
+        str, bool
+    ]  # minor of an interpreter that is there -> whether it makes environments (venv, ensurepip)
+    free: int  # in the folder's file system
+    total: int
+    folder: str  # "" = not there and cannot be made without sudo; "absent" = can be made; "ours"
+    docker_free: int | None  # where the engine keeps images
+    images: Mapping[str, str]  # names of labrig's images -> the engine's id
+    labs: Mapping[str, str]  # path under the folder's labs/ -> SHA-256
+    environments: Mapping[str, Mapping[str, Package]]  # of those that were asked about, those that are there
+    wheels: Mapping[str, int]  # file name -> bytes, of wheels that lie ready
+    start: str  # SHA-256 of the start command; empty where there is none
+    applied: Mapping[str, Any]  # what the last apply noted when it had ended; empty where none has
+    unfinished: bool  # an apply began and has not ended
+    torch: Mapping[str, Seen]  # by environment or image that was asked about and is there; empty where none was asked
+
+
+def parse(printed: bytes) -> Facts:
+    """Read what the agent printed. Raises Unreadable."""
+    if len(printed) > MOST:
+        raise Unreadable(f"{len(printed)} bytes")
+    try:
+        data = json.loads(printed)
+    except (ValueError, RecursionError):
+        raise Unreadable(_shown(printed)) from None
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise Unreadable(_shown(printed))
+    try:
+        return _read(data)
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise Unreadable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]) from None
+
+
+def tree(files: Mapping[str, str]) -> str:
+    """The digest of a tree: SHA-256 over ``<sha256>  <path>`` lines in order of path, as sha256sum writes them."""
+    lines = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _read(data: Mapping[str, Any]) -> Facts:
+    return Facts(
+        host=hosts.from_json(data["host"], "host"),
+        time=float(data["time"]),
+        machine_id=_text(data["machine_id"]),
+        user=_text(data["user"]),
+        sudo=_flag(data["sudo"]),
+        system=_text(data["system"]),
+        release=_text(data["release"]),
+        pythons={_text(key): _flag(value) for key, value in data["pythons"].items()},
+        free=_count(data["free"]),
+        total=_count(data["total"]),
+        folder=_text(data["folder"]),
+        docker_free=None if data["docker_free"] is None else _count(data["docker_free"]),
+        images=_texts(data["images"]),
+        labs=_texts(data["labs"]),
+        environments={_text(name): _packages(one) for name, one in data["environments"].items()},
+        wheels={_text(name): _count(size) for name, size in data["wheels"].items()},
+        start=_text(data["start"]),
+        applied=dict(data["applied"]),
+        unfinished=_flag(data["unfinished"]),
+        torch={_text(name): _seen(one) for name, one in data["torch"].items()},
+    )
+
+
+def _packages(data: Mapping[str, Any]) -> dict[str, Package]:
+    return {_text(name): Package(_text(one["version"]), _text(one["digest"])) for name, one in data.items()}
+
+
+def _seen(data: Mapping[str, Any]) -> Seen:
+    cuda = None if data["cuda"] is None else _text(data["cuda"])
+    return Seen(_text(data["version"]), cuda, _text(data["device"]), _text(data["name"]), _text(data["error"]))
+
+
+def _text(value: object) -> str:
+    """Text that can stand in a table: no control characters, no page of it."""
+    if not isinstance(value, str):
+        raise TypeError(f"text expected, found {type(value).__name__}")
+    return "".join(one if one.isprintable() else "?" for one in value[:500])
+
+
+def _texts(value: Mapping[str, object]) -> dict[str, str]:
+    return {_text(key): _text(one) for key, one in value.items()}
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError("a number that is no count")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"true or false expected, found {type(value).__name__}")
+    return value
+
+
+def _shown(printed: bytes) -> str:
+    text = printed[:80].decode(errors="replace")
+    return repr("".join(one if one.isprintable() else "?" for one in text)) if printed.strip() else "nothing"
