@@ -273,8 +273,8 @@ def _is_address(text: str) -> bool:
     if text == LOCAL:
         return True
     try:
-        zone = ipaddress.ip_address(text).exploded.partition("%")[2]
+        ipaddress.ip_address(text)
     except ValueError:
         # What looks like a number is an address that is wrong: "10.0.0.300", "2222".
         return bool(ADDRESS.fullmatch(text)) and len(text) <= 253 and not re.fullmatch(r"[0-9.]+", text)
-    return re.fullmatch(r"[A-Za-z0-9._-]*", zone) is not None
+    return re.fullmatch(r"[A-Za-z0-9._-]*", text.partition("%")[2]) is not None  # the zone of fe80::1%eth0
