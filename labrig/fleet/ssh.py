@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 import shlex
 import signal
@@ -33,6 +34,7 @@ T = TypeVar("T")
 PARALLEL = 60  # hosts at once
 PORT = 22
 _CHUNK = 1 << 16
+_PIECE = 1 << 18  # bytes handed to a connection at once
 _MOST_ERROR = 1 << 16  # bytes that are kept of what a command says on stderr
 
 
@@ -419,7 +421,7 @@ def _hang_up(host: Any) -> None:
 class _Reached:
     """A host that was reached; see the Protocol."""
 
-    def __init__(self, entry: Entry, host: Any, talk: Callable[[str, bytes, int], tuple[int, bytes, bytes]]) -> None:
+    def __init__(self, entry: Entry, host: Any, talk: Callable[[str, Any, int], tuple[int, bytes, bytes]]) -> None:
         self.name = entry.name
         self._entry, self._host, self._talk = entry, host, talk
 
@@ -436,6 +438,9 @@ class _Reached:
         return out
 
     def run(self, script: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0) -> Answer:
+        return self._run(script, stdin, sudo=sudo, timeout=timeout)
+
+    def _run(self, script: str, stdin: bytes | mmap.mmap, *, sudo: bool, timeout: float) -> Answer:
         asked = f"exec sudo -n -- sh -c {shlex.quote(script)}" if sudo else script
         with _within(timeout, script.strip().partition("\n")[0][:80]):
             code, out, error = self._talk(asked, stdin, facts.MOST)
@@ -445,7 +450,14 @@ class _Reached:
         return answer
 
     def send(self, source: Path | bytes, to: str, *, mode: int = 0o644, timeout: float = 600.0) -> None:
-        content = source if isinstance(source, bytes) else source.read_bytes()
+        if isinstance(source, Path) and source.stat().st_size:
+            # A wheel may have a gigabyte, and many hosts get it at once: they share the file's pages.
+            with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                self._send(content, to, mode, timeout)
+        else:
+            self._send(source if isinstance(source, bytes) else b"", to, mode, timeout)
+
+    def _send(self, content: bytes | mmap.mmap, to: str, mode: int, timeout: float) -> None:
         folder, _, name = to.rpartition("/")
         part, place = shlex.quote(f"{folder}/.{name}.part"), shlex.quote(to)
         # The size is compared there: a connection that breaks off looks like the end of the file.
@@ -453,7 +465,7 @@ class _Reached:
             f"umask 077; cat >{part} && test $(wc -c <{part}) -eq {len(content)} && chmod {mode:o} {part}"
             f" && mv -f {part} {place}"
         )
-        answer = self.run(script, stdin=content, timeout=timeout)
+        answer = self._run(script, content, sudo=False, timeout=timeout)
         if answer.code:
             raise Failure(FAILED, f"cannot write {to}: {answer.error.strip() or 'it did not arrive whole'}")
 
@@ -475,7 +487,7 @@ class _Reached:
         return bool(done.did_change())
 
 
-def _talk(host: Any, script: str, stdin: bytes, most: int) -> tuple[int, bytes, bytes]:
+def _talk(host: Any, script: str, stdin: bytes | mmap.mmap, most: int) -> tuple[int, bytes, bytes]:
     """Run a shell script over ssh: its exit code, at most so many bytes of stdout, and the end of stderr.
 
     Not through pyinfra's run_shell_command: that makes lines of text of what goes in and comes out.
@@ -499,9 +511,10 @@ def _talk(host: Any, script: str, stdin: bytes, most: int) -> tuple[int, bytes, 
         return code, out, error
 
 
-def _feed(channel: Any, stdin: bytes) -> None:
+def _feed(channel: Any, stdin: bytes | mmap.mmap) -> None:
     with suppress(OSError, EOFError):  # whoever does not read to the end has a reason, and says it
-        channel.sendall(stdin)
+        for at in range(0, len(stdin), _PIECE):  # paramiko copies all that is left after each of its packets
+            channel.sendall(stdin[at : at + _PIECE])
         channel.shutdown_write()
 
 
@@ -521,7 +534,7 @@ def _tail(receive: Callable[[int], bytes]) -> bytes:
     return kept
 
 
-def _talk_here(host: Any, script: str, stdin: bytes, most: int) -> tuple[int, bytes, bytes]:
+def _talk_here(host: Any, script: str, stdin: bytes | mmap.mmap, most: int) -> tuple[int, bytes, bytes]:
     """The same on the machine you sit at."""
     import subprocess
 
@@ -553,11 +566,12 @@ def _talk_here(host: Any, script: str, stdin: bytes, most: int) -> tuple[int, by
                 stream.close()
 
 
-def _feed_here(stream: Any, stdin: bytes) -> None:
+def _feed_here(stream: Any, stdin: bytes | mmap.mmap) -> None:
     with suppress(OSError):
-        left = memoryview(stdin)
-        while left:
-            left = left[stream.write(left) :]
+        for at in range(0, len(stdin), _PIECE):
+            left = memoryview(stdin[at : at + _PIECE])
+            while left:
+                left = left[stream.write(left) :]
         stream.close()
 
 
