@@ -10,11 +10,13 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -276,3 +278,77 @@ def test_the_machine_you_sit_at(tmp_path: Path) -> None:
 
 def local(checkout: courses.Checkout, **variables: str) -> Ran:
     return provision(checkout, "--host=@local", **variables)
+
+
+# --- Docker -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def cache_of(upstream: str, folder: Path) -> Iterator[str]:
+    """A pull-through cache of a registry, on 127.0.0.1."""
+    port = rooms.free_port()
+    settings = {
+        "version": 0.1,
+        "storage": {"filesystem": {"rootdirectory": str(folder / "cached")}},
+        "http": {"addr": f"127.0.0.1:{port}"},
+        "proxy": {"remoteurl": f"http://{upstream}"},
+    }
+    (folder / "cache.yml").write_text(json.dumps(settings))
+    with subprocess.Popen(
+        ["docker-registry", "serve", str(folder / "cache.yml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            until = time.monotonic() + 20
+            while True:
+                with closing(socket.socket()) as tried:
+                    if tried.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def docker(*words: str, given: str = "") -> str:
+    done = subprocess.run(["docker", *words], input=given, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def publish(checkout: courses.Checkout, registry: str) -> None:
+    """Push an image of a few bytes as target cpu's, and note it as published."""
+    name = f"{registry}/lab/cpu:apply"
+    docker("build", "--quiet", "--tag", name, "-", given="FROM scratch\nLABEL labrig.target=cpu\nWORKDIR /apply\n")
+    try:
+        docker("push", "--quiet", name)
+        reference = docker("inspect", "--format", "{{index .RepoDigests 0}}", name)
+        config = docker("inspect", "--format", "{{.Id}}", name)
+    finally:
+        docker("rmi", name)
+    published.keep(
+        checkout.root / "images",
+        samples.published("cpu", reference=reference, config=config, size=1000, image="labrig/cpu:2.13.0-0123456789ab"),
+    )
+
+
+def test_an_image_comes_by_digest_through_the_rooms_cache(tmp_path: Path) -> None:
+    checkout = courses.make(tmp_path)
+    with registries.serve(tmp_path) as origin, cache_of(origin, tmp_path) as cache, rooms.hosts(docker=1) as room:
+        publish(checkout, origin)
+        inventory = room.write(tmp_path, cache=cache, target="cpu")
+        (host,) = room.hosts
+        plan = provision(checkout, inventory, "--plan")
+        assert plan.code == 8 and plan.kinds(host.name) == ["folder (sudo)", "image", "start"], plan.rows
+        first = provision(checkout, inventory)
+        assert first.code == 0 and first.rows[host.name]["target"] == "cpu (docker)", first.rows
+        assert "labrig/cpu:latest" in host.sh("docker images --format '{{.Repository}}:{{.Tag}}'")
+        assert registries.blobs(tmp_path) and list((tmp_path / "cached").rglob("data")), "it came through the cache"
+        again = provision(checkout, inventory)
+        assert again.code == 0 and again.rows[host.name]["changes"] == []
+        assert "you may not use Docker" in host.sh("/opt/labrig/start 2>&1 || :", user="guest")
+        host.sh("docker rmi labrig/cpu:latest")
+        drift = provision(checkout, inventory, "--plan")
+        assert drift.kinds(host.name) == ["image"] and drift.rows[host.name]["size"] == 0
+        assert provision(checkout, inventory).code == 0
+        assert provision(checkout, inventory, "--plan").code == 0
