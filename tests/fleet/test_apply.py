@@ -23,7 +23,11 @@ from typing import Any
 
 import courses
 import pytest
+import registries
 import rooms
+import samples
+
+from labrig import published
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 MOST_CPU = 2.0  # seconds of the controller for the second apply of four hosts
