@@ -283,3 +283,18 @@ def test_clones_are_told_by_their_machine_id() -> None:
 
     found = keys.clones({"a": machine("1"), "b": machine("2"), "c": machine("1"), "d": machine(""), "e": machine("")})
     assert found == {"a": ("c",), "c": ("a",)}
+
+
+def test_without_the_extra_it_is_named() -> None:
+    """In a process of its own, as gevent is for good."""
+    program = (
+        "import sys; sys.modules['gevent'] = None\n"
+        "from labrig import inventory\n"
+        "from labrig.fleet import ssh\n"
+        "from labrig.errors import HostError\n"
+        "room = inventory.local()\n"
+        "try: ssh.ask(room, room.hosts, lambda entry: {}, budget=1)\n"
+        "except HostError as error: print(error.fix)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "make fleet\n", done.stderr
