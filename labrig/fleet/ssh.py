@@ -365,6 +365,8 @@ def _worked(entry: Entry, host: Any, jumps: _Jumps, work: Callable[[Connection, 
     """The work on one host, from the first packet to the last."""
     from pyinfra.context import ctx_host
 
+    if not entry.address:  # pyinfra would dial its name
+        raise Failure(UNREACHABLE, "it has no address", f"write address = ... at line {entry.line} of the inventory")
     ctx_host.set(host)
     try:
         if entry.jump:
