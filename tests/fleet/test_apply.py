@@ -27,7 +27,7 @@ import registries
 import rooms
 import samples
 
-from labrig import published
+from labrig import home, published
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 MOST_CPU = 2.0  # seconds of the controller for the second apply of four hosts
@@ -283,6 +283,23 @@ def test_the_machine_you_sit_at(tmp_path: Path) -> None:
 
 def local(checkout: courses.Checkout, **variables: str) -> Ran:
     return provision(checkout, "--host=@local", **variables)
+
+
+def test_the_real_torch_arrives_whole(tmp_path: Path) -> None:
+    """The shipped target cpu, from the wheelhouse of whoever runs this; bytes of the first apply are the plan's."""
+    with rooms.hosts(1) as room:
+        inventory = room.write(tmp_path, target="cpu", engine="venv")
+        real = courses.Checkout(courses.ROOT, home.root(), tmp_path, samples.lock_of(tmp_path))
+        plan = provision(real, inventory, "--plan", timeout=600)
+        first = provision(real, inventory, "--budget=1100", timeout=1150)
+        assert first.code == 0, (first.rows, first.said)
+        assert first.rows["pc01"]["size"] == plan.rows["pc01"]["size"] > 200_000_000
+        again = provision(real, inventory)
+        assert again.code == 0 and again.rows["pc01"]["changes"] == []
+        python = room["pc01"].sh("ls -d /opt/labrig/envs/*").strip() + "/bin/python"
+        said = room["pc01"].sh(f"{python} -c 'import torch; print(torch.ones(2).sum().item())'", user="guest")
+        assert said.strip() == "2.0"
+        print(f"first apply: {first.seconds:.0f} s, {first.cpu:.1f} s CPU here; second {again.seconds:.1f} s")
 
 
 # --- Docker -----------------------------------------------------------------------------------------------------------
