@@ -10,7 +10,7 @@ address = "10.0.7.11"             # what ssh dials; "@local" is the machine you 
 machine = "linux x86_64 driver=550.54.14 gpu=8.6"   # for doctor: the words of `doctor --for`, or a card's name
 target = "cuda"                   # or "auto", which is also what leaving it out means
 engine = "docker"                 # docker, venv, or "auto": docker where an engine answers and an image was published
-install = ["docker", "nvidia"]    # what may be installed with sudo where it is missing; without it nothing is
+install = ["docker", "nvidia"]    # what may be installed with sudo where it is missing; without it neither is
 port = 22
 key = "~/.ssh/lab"                # the file of a private key; without it the agent's and the usual ones
 password = "env:ROOM_PASSWORD"    # by reference only: env:NAME or file:PATH

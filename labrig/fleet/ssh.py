@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import mmap
 import os
 import shlex
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -34,7 +35,6 @@ T = TypeVar("T")
 PARALLEL = 60  # hosts at once
 PORT = 22
 _CHUNK = 1 << 16
-_PIECE = 1 << 18  # bytes handed to a connection at once
 _MOST_ERROR = 1 << 16  # bytes that are kept of what a command says on stderr
 
 
@@ -230,9 +230,19 @@ def become_cooperative() -> None:
         if _note not in logger.filters:
             logger.addFilter(_note)
             logger.addHandler(logging.NullHandler())
+    sys.unraisablehook = _say_unraisable
     # Nobody is asked anything: not for sudo's password, and not whether an unknown machine on the way is the right one.
     setattr(pyinfra.connectors.util, "getpass", _no_password)  # noqa: B010 - types forbid what is meant here
     setattr(client, "AskPolicy", client.StrictPolicy)  # noqa: B010
+
+
+def _say_unraisable(unraisable: Any) -> None:
+    """Python's own words about an error in __del__, but for one: files of hosts that were given up are let go of in
+    gevent's loop, where paramiko's cannot wait for the lock of a channel that is closed in any case."""
+    from gevent.exceptions import BlockingSwitchOutError
+
+    if not isinstance(unraisable.exc_value, BlockingSwitchOutError):
+        sys.__unraisablehook__(unraisable)
 
 
 def _note(record: logging.LogRecord) -> bool:
@@ -421,7 +431,9 @@ def _hang_up(host: Any) -> None:
 class _Reached:
     """A host that was reached; see the Protocol."""
 
-    def __init__(self, entry: Entry, host: Any, talk: Callable[[str, Any, int], tuple[int, bytes, bytes]]) -> None:
+    def __init__(
+        self, entry: Entry, host: Any, talk: Callable[[str, bytes | mmap, int], tuple[int, bytes, bytes]]
+    ) -> None:
         self.name = entry.name
         self._entry, self._host, self._talk = entry, host, talk
 
@@ -437,10 +449,7 @@ class _Reached:
             raise Failure(FAILED, f"printed no facts: {said[-200:] or 'nothing'}", f"{command(self._entry)} uname")
         return out
 
-    def run(self, script: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0) -> Answer:
-        return self._run(script, stdin, sudo=sudo, timeout=timeout)
-
-    def _run(self, script: str, stdin: bytes | mmap.mmap, *, sudo: bool, timeout: float) -> Answer:
+    def run(self, script: str, *, stdin: bytes | mmap = b"", sudo: bool = False, timeout: float = 60.0) -> Answer:
         asked = f"exec sudo -n -- sh -c {shlex.quote(script)}" if sudo else script
         with _within(timeout, script.strip().partition("\n")[0][:80]):
             code, out, error = self._talk(asked, stdin, facts.MOST)
@@ -450,14 +459,13 @@ class _Reached:
         return answer
 
     def send(self, source: Path | bytes, to: str, *, mode: int = 0o644, timeout: float = 600.0) -> None:
-        if isinstance(source, Path) and source.stat().st_size:
-            # A wheel may have a gigabyte, and many hosts get it at once: they share the file's pages.
-            with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if isinstance(source, Path):  # not read into memory: a room gets a wheel of gigabytes side by side
+            with source.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
                 self._send(content, to, mode, timeout)
         else:
-            self._send(source if isinstance(source, bytes) else b"", to, mode, timeout)
+            self._send(source, to, mode, timeout)
 
-    def _send(self, content: bytes | mmap.mmap, to: str, mode: int, timeout: float) -> None:
+    def _send(self, content: bytes | mmap, to: str, mode: int, timeout: float) -> None:
         folder, _, name = to.rpartition("/")
         part, place = shlex.quote(f"{folder}/.{name}.part"), shlex.quote(to)
         # The size is compared there: a connection that breaks off looks like the end of the file.
@@ -465,7 +473,7 @@ class _Reached:
             f"umask 077; cat >{part} && test $(wc -c <{part}) -eq {len(content)} && chmod {mode:o} {part}"
             f" && mv -f {part} {place}"
         )
-        answer = self._run(script, content, sudo=False, timeout=timeout)
+        answer = self.run(script, stdin=content, timeout=timeout)
         if answer.code:
             raise Failure(FAILED, f"cannot write {to}: {answer.error.strip() or 'it did not arrive whole'}")
 
@@ -487,7 +495,7 @@ class _Reached:
         return bool(done.did_change())
 
 
-def _talk(host: Any, script: str, stdin: bytes | mmap.mmap, most: int) -> tuple[int, bytes, bytes]:
+def _talk(host: Any, script: str, stdin: bytes | mmap, most: int) -> tuple[int, bytes, bytes]:
     """Run a shell script over ssh: its exit code, at most so many bytes of stdout, and the end of stderr.
 
     Not through pyinfra's run_shell_command: that makes lines of text of what goes in and comes out.
@@ -511,10 +519,10 @@ def _talk(host: Any, script: str, stdin: bytes | mmap.mmap, most: int) -> tuple[
         return code, out, error
 
 
-def _feed(channel: Any, stdin: bytes | mmap.mmap) -> None:
+def _feed(channel: Any, stdin: bytes | mmap) -> None:
     with suppress(OSError, EOFError):  # whoever does not read to the end has a reason, and says it
-        for at in range(0, len(stdin), _PIECE):  # paramiko copies all that is left after each of its packets
-            channel.sendall(stdin[at : at + _PIECE])
+        for at in range(0, len(stdin), _CHUNK):  # sendall copies what is left once a packet: minutes for a torch
+            channel.sendall(stdin[at : at + _CHUNK])
         channel.shutdown_write()
 
 
@@ -534,7 +542,7 @@ def _tail(receive: Callable[[int], bytes]) -> bytes:
     return kept
 
 
-def _talk_here(host: Any, script: str, stdin: bytes | mmap.mmap, most: int) -> tuple[int, bytes, bytes]:
+def _talk_here(host: Any, script: str, stdin: bytes | mmap, most: int) -> tuple[int, bytes, bytes]:
     """The same on the machine you sit at."""
     import subprocess
 
@@ -566,12 +574,11 @@ def _talk_here(host: Any, script: str, stdin: bytes | mmap.mmap, most: int) -> t
                 stream.close()
 
 
-def _feed_here(stream: Any, stdin: bytes | mmap.mmap) -> None:
+def _feed_here(stream: Any, stdin: bytes | mmap) -> None:
     with suppress(OSError):
-        for at in range(0, len(stdin), _PIECE):
-            left = memoryview(stdin[at : at + _PIECE])
-            while left:
-                left = left[stream.write(left) :]
+        at = 0
+        while at < len(stdin):
+            at += stream.write(stdin[at : at + _CHUNK])
         stream.close()
 
 
