@@ -36,12 +36,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BASE = "labrig-base:bookworm"
+ENGINE = ("docker.io", "iptables")
 START = 90.0  # seconds for a machine to answer, with all others starting at the same time
 
 DOCKERFILE = f"""\
 FROM {BASE}
 RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \\
-    openssh-server sudo python3-venv procps iproute2 @MORE@ >/dev/null && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*
+    openssh-server sudo python3-venv procps iproute2 @MORE@ >/dev/null \\
+    && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*
 RUN useradd -m -s /bin/bash -p '*' admin && useradd -m -s /bin/bash -p '*' guest \\
     && echo 'admin ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/admin && mkdir -p /run/sshd \\
     && printf 'MaxStartups 500\\nMaxSessions 500\\nLoginGraceTime 600\\nPrintMotd no\\nUseDNS no\\n' \\
@@ -77,7 +79,12 @@ if [ -n "${ODD:-}" ]; then
 fi
 if [ -n "${ENGINE:-}" ]; then
     usermod -aG docker admin
-    setsid dockerd --bridge=none --iptables=false --ip6tables=false $ENGINE >/var/log/dockerd.log 2>&1 </dev/null &
+    # A bridge of its own: with --bridge=none this engine would take docker0 away from the one outside.
+    ip link add "$ENGINE" type bridge
+    ip address add "$ENGINE_ADDRESS" dev "$ENGINE"
+    ip link set "$ENGINE" up
+    setsid dockerd --bridge="$ENGINE" --iptables=false --ip6tables=false --data-root=/images \
+        >/var/log/dockerd.log 2>&1 </dev/null &
 fi
 echo "ListenAddress ${LISTEN:-0.0.0.0:22}" >>/etc/ssh/sshd_config.d/room.conf
 exec /usr/sbin/sshd -D -e
@@ -155,7 +162,8 @@ class Room:
     ) -> Path:
         """Write NAME.toml and, with ``keys``, NAME.known_hosts into a folder.
 
-        ``shared`` are the keys of [room] (user and key have values of their own here), ``each`` those of a host by name.
+        ``shared`` are the keys of [room] (user and key have values of their own here), ``each`` those of a host, by
+        its name.
         """
         chosen = self.hosts if hosts is None else hosts
         lines = ["[room]"]
@@ -223,6 +231,8 @@ def hosts(
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         room = Room(folder, new_key(folder / "key"))
         started: list[str] = []
+        bridges: list[str] = []
+        stack.callback(_remove_bridges, bridges, packages)
         stack.callback(_remove, started)
         made: list[Host] = []
 
@@ -232,7 +242,10 @@ def hosts(
             command = ["run", "--detach", "--init", "--name", container, "--hostname", name, "--label", "labrig-room"]
             if kind == "docker":
                 port = free_port()
-                settings = {**settings, "LISTEN": f"127.0.0.1:{port}", "ENGINE": "--data-root=/images"}
+                bridge = f"lr{secrets.token_hex(5)}"
+                bridges.append(bridge)
+                subnet = f"10.214.{secrets.randbelow(256)}.1/24"
+                settings |= {"LISTEN": f"127.0.0.1:{port}", "ENGINE": bridge, "ENGINE_ADDRESS": subnet}
                 where = ["--tmpfs", f"/images:exec,size={memory}"] if memory else ["--volume", "/images"]
                 # On the host's network it reaches what listens at 127.0.0.1, as a registry of a test does.
                 command = [one for one in command if one not in ("--hostname", name)]
@@ -267,7 +280,7 @@ def hosts(
             for number in range(many):
                 start(f"{kind}{number + 1}", kind, image_=plain, ODD=f"{kind} {freezes_after}")
         if docker:
-            with_engine = image(*packages, "docker.io", "iptables")
+            with_engine = image(*packages, *ENGINE)
             for number in range(docker):
                 start(f"docker{number + 1}", "docker", image_=with_engine)
         until = time.monotonic() + START
@@ -338,3 +351,11 @@ def _remove(containers: Sequence[str]) -> None:
         subprocess.run(["docker", "unpause", container], capture_output=True, timeout=60)
     if containers:
         subprocess.run(["docker", "rm", "--force", "--volumes", *containers], capture_output=True, timeout=180)
+
+
+def _remove_bridges(bridges: Sequence[str], packages: Sequence[str]) -> None:
+    """They are the outer machine's, as its network is what those containers were on."""
+    for bridge in bridges:
+        command = ["run", "--rm", "--privileged", "--network=host", "--entrypoint=ip"]
+        arguments = ["docker", *command, image(*packages, *ENGINE), "link", "delete", bridge]
+        subprocess.run(arguments, capture_output=True, timeout=60)
