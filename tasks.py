@@ -18,6 +18,9 @@ AS_JSON = "print a JSON document"
 INDEX = "NAME=URL or NAME=none: override an index of images/targets.toml (repeatable)"
 OFFLINE = "open no network connection"
 FORCE = "go on where it cannot work on this machine; noted, and shown by verify"
+LIMIT = (
+    "only these hosts of the room: names or patterns with commas between, or @failed: those that the last run left bad"
+)
 ENGINE = "docker, venv or conda; without it the target's first engine that this host can use"
 
 
@@ -407,8 +410,18 @@ def labs(
         "image": "this image of the Docker engine instead of the one that was built here",
         "require_device": "fail where the target's device is absent, instead of skipping with the reason",
         "offline": OFFLINE,
+        "inventory": "the hosts of a room instead: a TOML file with a [[host]] table for each (docs/rooms.md)",
+        "only_bad": "show only hosts that something is to be done about",
+        "watch": "ask again every 30 (or so many) seconds, until Ctrl-C",
+        "limit": LIMIT,
+        "labs": "quick: run the labs on every host, and compare what they measured",
+        "deep": "hash every byte, and run the declared checks on a sample (all: on every native host)",
+        "budget": "seconds that a host may take",
+        "junit": "write JUnit XML to this file",
+        "html": "write the table as one page to this file",
         "json": AS_JSON,
-    }
+    },
+    optional=["watch", "deep"],
 )
 @cli.door
 def verify(
@@ -418,11 +431,32 @@ def verify(
     image: str = "",
     require_device: bool = False,
     offline: bool = False,
+    inventory: str = "",
+    only_bad: bool = False,
+    watch: str = "",
+    limit: str = "",
+    labs: str = "",
+    deep: str = "",
+    budget: float = 0.0,
+    junit: str = "",
+    html: str = "",
     json: bool = False,
 ) -> None:
-    """Run every declared check against the environment; exit 6 if one fails."""
+    """Run every declared check against the environment, or ask the hosts of a room; exit 6 if a check fails."""
     from labrig import environment, verify
+    from labrig.fleet import audit
 
+    wish = audit.wish(only_bad, watch, limit, labs, deep, budget, junit, html)
+    audit.require_sense(inventory, wish, one=bool(target or engine or image or require_device or offline), json=json)
+    if inventory:
+        found = (audit.watch if wish.watch else audit.verify)(ROOT, Path(inventory), wish)
+        if json:
+            cli.print_json(found.to_json())
+        else:
+            print(found.text())
+        if not wish.watch:
+            found.raise_for_failures()
+        return
     if image:
         made = environment.find_image(ROOT, target or None, image)
     else:

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 
 from labrig.fleet import DRIFT, FAILED, OK, STATES, UNREACHABLE, Row
 from labrig.fleet.facts import Facts, Seen
-from labrig.fleet.plan import Plan
+from labrig.fleet.plan import Plan, Step
 from labrig.fleet.ssh import Ended
 from labrig.fleet.wanted import Wanted, wanted_torch
 from labrig.inventory import LOCAL, Entry, Room
@@ -100,7 +100,7 @@ def of_plan(plan: Plan, ended: Ended[Any], mend: str = "") -> Row:
         labs=_labs(facts, wanted),
         disk=f"{facts.free / 1e9:.1f} of {facts.total / 1e9:.1f} GB free",
         seconds=round(ended.seconds, 3),
-        changes=tuple(step.what for step in plan.steps),
+        changes=tuple(clean(_words(step)) for step in plan.steps),
         size=plan.size,
     )
     if plan.refused:
@@ -194,7 +194,13 @@ def _pending(plan: Plan) -> str:
         return ""
     if not plan.facts.applied:
         return "nothing was applied yet"
-    return "; ".join(step.what for step in plan.steps)
+    return "; ".join(map(_words, plan.steps))
+
+
+def _words(step: Step) -> str:
+    """A step by its kind; one of a few files by their names."""
+    named = f" ({', '.join(step.names)})" if step.kind == "labs" and 0 < len(step.names) <= 3 else ""
+    return f"{step.kind}: {step.what}{named}"
 
 
 def _wrong_torch(seen: Seen, wanted: Wanted) -> str:

@@ -62,7 +62,7 @@ def test_a_host_that_has_everything_is_ok() -> None:
 @pytest.mark.parametrize(
     ("row", "state", "why", "fix"),
     [
-        (row_of(Step("labs", "labs: 1 file (02.py)", 9), labs={"01.py": "a"}), DRIFT, "labs: 1 file (02.py)", MEND),
+        (row_of(Step("labs", "1 of 2 files", 9, names=("02.py",))), DRIFT, "labs: 1 of 2 files (02.py)", MEND),
         (row_of(Step("note", "note"), applied={}, torch={}), DRIFT, "nothing was applied yet", MEND),
         (row_of(unfinished=True, torch={NAME: Seen(error="no module")}), DRIFT, "an apply has not ended", MEND),
         (row_of(refused="the driver is too old", fix="install 580", wanted=None), FAILED, "too old", "install 580"),
@@ -71,7 +71,7 @@ def test_a_host_that_has_everything_is_ok() -> None:
         (row_of(torch={NAME: replace(GOOD, version="2.13.0+cu130")}), FAILED, "torch is 2.13.0+cu130", "doctor"),
         (row_of(torch={NAME: replace(GOOD, device="cuda")}), FAILED, "computes on cuda, not on cpu", "doctor"),
         (
-            row_of(Step("environment", "environment: torch"), torch={NAME: Seen(error="no module torch")}),
+            row_of(Step("environment", "torch"), torch={NAME: Seen(error="no module torch")}),
             FAILED, "torch cannot be asked: no module torch; environment: torch", MEND,
         ),
     ],
@@ -138,7 +138,7 @@ def test_the_tally() -> None:
 
 
 def test_json_has_what_is_documented() -> None:
-    document = json.loads(json.dumps(made(row_of(Step("labs", "labs: 1 file", 9))).to_json()))
+    document = json.loads(json.dumps(made(row_of(Step("labs", "1 file", 9))).to_json()))
     assert document["schema"] == report.SCHEMA and document["when"] == "2026-11-27T12:00:00+00:00"
     assert document["tally"] == {**dict.fromkeys(STATES, 0), DRIFT: 1}
     assert document["rows"][0]["changes"] == ["labs: 1 file"] and document["rows"][0]["size"] == 9
@@ -219,7 +219,7 @@ def test_the_page_has_a_row_for_each_host_and_loads_nothing() -> None:
 
 
 def test_wide_and_narrow_tables_have_every_host_reason_and_fix() -> None:
-    rows = [row_of(Step("labs", "labs: 1 file (02.py)")), replace(row_of(), host="pc08")]
+    rows = [row_of(Step("labs", "1 file", names=("02.py",))), replace(row_of(), host="pc08")]
     for width in (60, 80, 119, 120, 200):
         shown = report.text(rows, width=width)
         assert all(len(line) <= width for line in shown.splitlines())
