@@ -684,3 +684,45 @@ def import_kit(c: Context, kit: str, json: bool = False) -> None:
     else:
         for one in found:
             print(one.reference if one.loaded else one.lock)
+
+
+@task(
+    help={
+        "inventory": "the room: a TOML file with a [[host]] table for each machine",
+        "host": "@local, the machine you sit at, instead of a room",
+        "plan": "change nothing; exit 8 if changes are pending, 7 if a host is refused or does not answer",
+        "limit": "only these: names with commas, room:NAME, or @failed of the last run",
+        "max_fail": "begin no more hosts once more than N, or N%, have failed",
+        "retries": "times that a host which failed is tried again",
+        "budget": "seconds that a host has (without it 60 to answer a plan, 1800 for an apply)",
+        "parallel": "hosts at once",
+        "json": AS_JSON,
+    }
+)
+@cli.door
+def provision(
+    c: Context,
+    inventory: str = "",
+    host: str = "",
+    plan: bool = False,
+    limit: str = "",
+    max_fail: str = "",
+    retries: int = 0,
+    budget: int = 0,
+    parallel: int = 0,
+    json: bool = False,
+) -> None:
+    """Bring the machines of a room to what they should have: engine, image or environment, labs, a start command."""
+    from dataclasses import asdict
+
+    from labrig.fleet import apply
+
+    room = apply.find_room(inventory, host)
+    options = apply.read_options(limit, max_fail, retries, budget, parallel)
+    rows = (apply.plan if plan else apply.apply)(ROOT, room, options)
+    if json:
+        cli.print_json([asdict(row) for row in rows])
+    else:
+        cli.print_table(apply.COLUMNS, apply.table(rows), wrapped=("changes", apply.COLUMNS[-1]))
+        print(apply.tally(rows))
+    (apply.require_planned if plan else apply.require_applied)(rows)

@@ -70,9 +70,7 @@ def _nvidia(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
     connection.operate(files.download, src=TOOLKIT_KEY, dest=keyring, mode="644", sudo=True, timeout=SHORT)
     architecture = {"x86_64": "amd64", "aarch64": "arm64"}[plan.facts.host.arch]
     line = TOOLKIT_LIST.replace("$(ARCH)", architecture)
-    connection.operate(
-        files.put, src=io.StringIO(line + "\n"), dest=listed, mode="644", sudo=True, timeout=SHORT
-    )
+    connection.operate(files.put, src=io.StringIO(line + "\n"), dest=listed, mode="644", sudo=True, timeout=SHORT)
     connection.operate(
         apt.packages, packages=["nvidia-container-toolkit"], update=True, no_recommends=True, sudo=True,
         timeout=PACKAGES,
@@ -135,11 +133,16 @@ def _environment(connection: Connection, root: Path, plan: Plan, step: Step) -> 
     chosen = "".join(line for line in lines if not step.names or line.partition("==")[0] in step.names)
     connection.send(chosen.encode(), f"{folder}/requirements.txt")
     install = (
-        f"{place}/bin/python -I -m pip --isolated --disable-pip-version-check --no-cache-dir --no-input install --quiet "
-        f"--no-index --no-deps --find-links {folder}/wheels --require-hashes {'--force-reinstall ' * bool(step.names)}"
-        f"-r {folder}/requirements.txt"
+        f"{place}/bin/python -I -m pip --isolated --disable-pip-version-check --no-cache-dir --no-input install "
+        f"--quiet --no-index --no-deps --find-links {folder}/wheels --require-hashes -r {folder}/requirements.txt"
+        + " --force-reinstall"
+        * bool(step.names)
     )
-    make = [] if step.names else [f"rm -rf {place}", f"mkdir -p {folder}/envs", f"python{wanted.target.python} -m venv {place}"]
+    make = (
+        []
+        if step.names
+        else [f"rm -rf {place}", f"mkdir -p {folder}/envs", f"python{wanted.target.python} -m venv {place}"]
+    )
     script = [PATH, "set -e", "umask 022", *make, install]
     connection.operate(server.shell, commands=["\n".join(script)], timeout=INSTALL)
     # Wheels that are installed would take their space a second time; a repair sends those that it needs.
