@@ -194,7 +194,9 @@ def _pending(plan: Plan) -> str:
         return ""
     if not plan.facts.applied:
         return "nothing was applied yet"
-    return "; ".join(map(_words, plan.steps))
+    # Wheels are sent for an environment, and a note is written after anything.
+    telling = [step for step in plan.steps if step.kind not in ("wheels", "note")]
+    return "; ".join(map(_words, telling or plan.steps))
 
 
 def _words(step: Step) -> str:

@@ -144,12 +144,11 @@ def test_drift_is_found_named_and_mended_by_the_command_that_the_row_names(
 
 
 def test_a_torch_that_cannot_be_imported_is_a_failure(cache: Path, room: rooms.Room, good: Path) -> None:
-    file = f"{PACKAGES}/torch/version.py"
-    room["pc04"].sh(f"cp -p {file} /root/kept && echo 'raise ImportError(chr(27) + \"[2J<b>no\")' >{file}")
+    room["pc04"].sh(f"mv {PACKAGES}/torch/lib/libc10.so /root/kept.so")
     row = verify(cache, good, "--limit=pc04", code=7)["rows"]["pc04"]
-    room["pc04"].sh(f"cp -p /root/kept {file}")
-    assert row["state"] == FAILED and "torch cannot be asked" in row["why"] and "\x1b" not in row["why"]
-    assert row["fix"].endswith("--limit=pc04")
+    room["pc04"].sh(f"mv /root/kept.so {PACKAGES}/torch/lib/libc10.so")
+    assert row["state"] == FAILED and "torch cannot be asked: ImportError: libc10.so" in row["why"]
+    assert row["torch_have"] == "" and "environment: torch" in row["why"] and row["fix"].endswith("--limit=pc04")
 
 
 def test_a_machine_that_is_a_copy_is_noted(cache: Path, room: rooms.Room, good: Path) -> None:
@@ -232,10 +231,11 @@ def test_the_declared_checks_run_over_ssh(cache: Path, room: rooms.Room, good: P
     record = document["suites"]["pc01"]
     assert record["failed"] == 0 and record["passed"] >= 8, record
     assert not room["pc01"].sh("ls -d /tmp/labrig-* 2>/dev/null || :")
-    room["pc02"].sh(f"touch {PACKAGES}/surplus.py && mkdir {PACKAGES}/extra-1.0.dist-info"
-                    f" && printf 'Metadata-Version: 2.1\\nName: extra\\nVersion: 1.0\\n' >{PACKAGES}/extra-1.0.dist-info/METADATA")  # fmt: skip
+    extra = f"{PACKAGES}/extra-1.0.dist-info"
+    metadata = "Metadata-Version: 2.1\\nName: extra\\nVersion: 1.0\\n"
+    room["pc02"].sh(f"mkdir {extra} && printf '{metadata}' >{extra}/METADATA")
     row = verify(cache, good, "--deep=all", "--limit=pc02", code=7)["rows"]["pc02"]
-    room["pc02"].sh(f"rm -r {PACKAGES}/surplus.py {PACKAGES}/extra-1.0.dist-info")
+    room["pc02"].sh(f"rm -r {extra}")
     assert row["state"] == FAILED and "extra" in row["why"]
 
 
@@ -250,10 +250,9 @@ def test_labs_are_run_on_every_host_and_numbers_apart_are_named(
             f"cp -a {labs} /root/labs; cd {labs}; for one in [0-9]*.py; do"
             f' case " {keep} " in *" $one "*) ;; *) rm "$one" ;; esac; done'
         )
-    room["pc02"].sh(
-        f'sed -i \'s/lab.metric("rules", len(rules)/lab.metric("rules", 5 + 5 * len(rules)/\' {labs}/12_rules.py'
-    )
-    room["pc03"].sh(f'sed -i \'s/lab.metric("engine_error", /lab.metric("engine_error", 1 + /\' {labs}/02_autograd.py')
+    wrong = {"pc02": ("rules", "12_rules.py"), "pc03": ("engine_error", "02_autograd.py")}
+    for name, (metric, lab) in wrong.items():
+        room[name].sh(f'sed -i \'s/lab.metric("{metric}", /lab.metric("{metric}", 1000 + /\' {labs}/{lab}')
     document = verify(cache, good, "--labs=quick", "--limit=pc01,pc02,pc03", code=7)
     left = [room[name].sh("ls -d /tmp/tmp.* 2>/dev/null || :") for name in GOOD[:3]]
     for name in GOOD[:3]:
@@ -264,7 +263,6 @@ def test_labs_are_run_on_every_host_and_numbers_apart_are_named(
         ("pc02", "12_rules", "rules"), ("pc03", "02_autograd", "engine_error"),
     }  # fmt: skip
     assert "12_rules rules is" in rows["pc02"]["why"] and "02_autograd: missed" in rows["pc03"]["why"]
-    assert all(
-        set(labs) == {"seconds", "02_autograd", "12_rules", "13_topics"} for labs in document["labs"]["hosts"].values()
-    )
+    for ended in document["labs"]["hosts"].values():
+        assert set(ended) == {"seconds", "02_autograd", "12_rules", "13_topics"}
     assert not any(left)
