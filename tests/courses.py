@@ -21,18 +21,13 @@ class version:
     cuda = None
 class cuda:
     is_available = staticmethod(lambda: False)
-class backends:
-    class mps:
-        is_available = staticmethod(lambda: False)
 class Tensor:
-    def __add__(self, other): return self
-    __mul__ = __matmul__ = __radd__ = __add__
+    def __init__(self, many): self.many = many
+    def __matmul__(self, other): return Tensor(self.many)
     def sum(self): return self
-    def item(self): return 2.0
     def cpu(self): return self
-    def tolist(self): return [2.0]
-def ones(*sizes, **how): return Tensor()
-def tensor(*values, **how): return Tensor()
+    def __float__(self): return float(self.many) ** 3
+def ones(rows, columns, device="cpu"): return Tensor(rows)
 """
 LABS = {
     "__init__.py": "",

@@ -344,7 +344,9 @@ def _differing(facts: Facts, wanted: Wanted) -> tuple[str, ...]:
     if wanting.lacking(wanted):
         raise Lacking(wanted)
     there = facts.environments[wanted.environment]
-    return tuple(name for name, package in wanted.packages.items() if there.get(name) != package)
+    # The digest decides: METADATA, which has the version, is among the files.
+    has = {name: package.digest for name, package in there.items()}
+    return tuple(name for name, package in wanted.packages.items() if has.get(name) != package.digest)
 
 
 def _labs(course: Course, facts: Facts, wanted: Wanted) -> Sequence[Step]:

@@ -28,6 +28,11 @@ PACKAGES, PULL, INSTALL, SHORT = 900.0, 3600.0, 1800.0, 60.0
 RECONNECT = ("docker", "nvidia")  # what changes a user's groups, or the engine, is seen by a new login only
 # A shell over ssh on a Mac has neither Homebrew's nor python.org's programs on its PATH.
 PATH = 'PATH="$PATH:/opt/homebrew/bin:/usr/local/bin"; export PATH'
+# A controller that was killed leaves a pip behind, which goes on: it inherits the lock, and the next one waits for it.
+ALONE = (
+    "import fcntl, os, sys; held = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600); "
+    "fcntl.flock(held, fcntl.LOCK_EX); os.set_inheritable(held, True); os.execvp('sh', ['sh', '-c', sys.argv[2]])"
+)
 # docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html, "With apt"
 TOOLKIT_KEY = "https://nvidia.github.io/libnvidia-container/gpgkey"
 TOOLKIT_LIST = (
@@ -135,16 +140,14 @@ def _environment(connection: Connection, root: Path, plan: Plan, step: Step) -> 
     install = (
         f"{place}/bin/python -I -m pip --isolated --disable-pip-version-check --no-cache-dir --no-input install "
         f"--quiet --no-index --no-deps --find-links {folder}/wheels --require-hashes -r {folder}/requirements.txt"
-        + " --force-reinstall"
-        * bool(step.names)
     )
-    make = (
-        []
-        if step.names
-        else [f"rm -rf {place}", f"mkdir -p {folder}/envs", f"python{wanted.target.python} -m venv {place}"]
-    )
-    script = [PATH, "set -e", "umask 022", *make, install]
-    connection.operate(server.shell, commands=["\n".join(script)], timeout=INSTALL)
+    if step.names:
+        install += " --force-reinstall"
+    python = f'"$(command -v python{wanted.target.python} || command -v python3)"'
+    make = [] if step.names else [f"rm -rf {place}", f"mkdir -p {folder}/envs", f"{python} -m venv {place}"]
+    script = "\n".join(["set -e", "umask 022", *make, install])
+    locked = f"{python} -I -c {shlex.quote(ALONE)} {folder}/.installing {shlex.quote(script)}"
+    connection.operate(server.shell, commands=[f"{PATH}; {locked}"], timeout=INSTALL)
     # Wheels that are installed would take their space a second time; a repair sends those that it needs.
     _shell(connection, f"rm -rf {folder}/wheels {folder}/requirements.txt", timeout=SHORT)
 

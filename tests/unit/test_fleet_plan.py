@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import courses
 import pytest
+import samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import courses
-import samples
 
 from labrig.errors import UsageError
 from labrig.fleet import plan, wanted
