@@ -446,14 +446,11 @@ def verify(
     from labrig import environment, verify
     from labrig.fleet import audit
 
-    wish = audit.wish(only_bad, watch, limit, labs, deep, budget, junit, html)
+    wish = audit.read_wish(only_bad, watch, limit, labs, deep, budget, junit, html)
     audit.require_sense(inventory, wish, one=bool(target or engine or image or require_device or offline), json=json)
     if inventory:
         found = (audit.watch if wish.watch else audit.verify)(ROOT, Path(inventory), wish)
-        if json:
-            cli.print_json(found.to_json())
-        else:
-            print(found.text())
+        audit.show(ROOT, found, json=json)
         if not wish.watch:
             found.raise_for_failures()
         return

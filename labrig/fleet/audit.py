@@ -87,7 +87,7 @@ class Found:
 
 def verify(root: Path, file: Path, wish: Wish) -> Found:
     """Ask every host of an inventory (or those of --limit) once; with --labs and --deep more is done on those that
-    answered. The pages that were asked for are written.
+    answered.
 
     Raises:
         UsageError: the inventory, or the limit.
@@ -105,15 +105,28 @@ def verify(root: Path, file: Path, wish: Wish) -> Found:
         rows = [_judged(row, compared) for row in rows]
     if wish.deep:
         sample = suite.sample(_able(plans), everywhere=wish.deep == "all")
+        if not sample:
+            print("no host with a native environment and a key to run the checks on", file=sys.stderr)
         suites = suite.run(room, sample, budget=wish.budget or SUITE_BUDGET)
         rows = [_proven(row, suites.get(row.host), report.command(room, row.host)) for row in rows]
-    whole = Report(file.name, datetime.now(UTC), time.monotonic() - began, tuple(rows))
     apply.keep_run(room, rows)
-    _write(whole, wish, root / "templates")
-    return Found(whole, wish, compared, suites)
+    return Found(Report(file.name, datetime.now(UTC), time.monotonic() - began, tuple(rows)), wish, compared, suites)
 
 
-def wish(
+def show(root: Path, found: Found, *, json: bool = False) -> None:
+    """Print what was found, and write the files that were asked for."""
+    if json:
+        cli.print_json(found.to_json())
+    else:
+        print(found.text())
+    if found.lessons and not json:
+        print(found.lessons.tally())
+    if found.lessons and found.lessons.outliers and not json:
+        cli.print_table(lessons.COLUMNS, found.lessons.rows(), wrapped=lessons.COLUMNS[2:3])
+    _write(root, found)
+
+
+def read_wish(
     only_bad: bool, watch: str | bool, limit: str, labs: str, deep: str | bool, budget: float, junit: str, html: str
 ) -> Wish:
     """The flags as they were typed; --watch and --deep also stand without a value. Raises UsageError."""
@@ -174,11 +187,11 @@ def ask(
     return report.warn(rows, {name: one.facts for name, one in plans.items()}, began, ended), plans
 
 
-def _write(whole: Report, wish: Wish, templates: Path) -> None:
-    if wish.junit:
-        write_atomically(Path(wish.junit).expanduser(), report.junit(whole))
-    if wish.html:
-        write_atomically(Path(wish.html).expanduser(), report.html(whole, templates))
+def _write(root: Path, found: Found) -> None:
+    if found.wish.junit:
+        write_atomically(Path(found.wish.junit).expanduser(), report.junit(found.report))
+    if found.wish.html:
+        write_atomically(Path(found.wish.html).expanduser(), report.html(found.report, root / "templates"))
 
 
 # --- labs and checks on the hosts -------------------------------------------------------------------------------------
@@ -260,6 +273,7 @@ def watch(root: Path, file: Path, wish: Wish) -> Found:
                 else:
                     for line in changes(before, found):
                         print(f"{_now()} {line}", flush=True)
+                _write(root, found)
                 time.sleep(wish.watch)
         except (KeyboardInterrupt, Interrupted):
             if found is None:
