@@ -11,7 +11,9 @@ import errno
 import logging
 import os
 import shlex
+import signal
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -116,13 +118,14 @@ def _side_by_side(
         return entry, replace(how, seconds=round(time.monotonic() - begun, 3))
 
     try:
-        for entry, how in pool.imap_unordered(one, entries):
-            found[entry.name] = how
-            ended(entry, how)
+        with _interruptible():
+            for entry, how in pool.imap_unordered(one, entries):
+                found[entry.name] = how
+                ended(entry, how)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted after {len(found)} of {len(entries)} hosts; the same command goes on") from None
     finally:
-        pool.kill(block=False)
+        pool.kill(timeout=1)
         jumps.close()
     return {entry.name: found[entry.name] for entry in entries}
 
@@ -363,6 +366,27 @@ def _worked(entry: Entry, host: Any, jumps: _Jumps, work: Callable[[Connection, 
         return work(_Reached(entry, host, talk), entry)
     finally:
         _hang_up(host)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the waiting for all hosts. As Python has it, it would end the greenlet that happens to run then."""
+    import gevent
+
+    waiting, loop = gevent.getcurrent(), gevent.get_hub().loop
+
+    def interrupt(number: int, frame: object) -> None:
+        loop.run_callback_threadsafe(waiting.throw, KeyboardInterrupt)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield  # somebody else's, or ignored (nohup)
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -610,8 +634,8 @@ for name in python3 python3.15 python3.14 python3.13 python3.12 python3.11 pytho
     if [ "$at" = /usr/bin/python3 ] && [ "$(uname -s)" = Darwin ] && ! xcode-select -p >/dev/null 2>&1; then
         continue
     fi
-    "$at" -I -c 'import sys; sys.exit(sys.version_info < (3, 8))' </dev/null >/dev/null 2>&1 || continue
-    exec "$at" -I -c 'import sys; b = sys.stdin.buffer; exec(compile(b.read(int(b.readline())), "agent", "exec"))'
+    "$at" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 8))' </dev/null >/dev/null 2>&1 || continue
+    exec "$at" -I -S -c 'import sys; b = sys.stdin.buffer; exec(compile(b.read(int(b.readline())), "agent", "exec"))'
 done
 clean() { printf %s "$1" | tr -cd 'A-Za-z0-9 ._/()+-'; }
 ID= VERSION_ID= PRETTY_NAME= folder= can=false

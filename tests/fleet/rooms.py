@@ -167,7 +167,8 @@ class Room:
         """
         chosen = self.hosts if hosts is None else hosts
         lines = ["[room]"]
-        lines += [f"{key} = {_toml(value)}" for key, value in {"user": "admin", "key": self.key, **shared}.items()]
+        keys_of_all = {"user": "admin", "key": self.key, **shared}  # None leaves one out
+        lines += [f"{key} = {_toml(value)}" for key, value in keys_of_all.items() if value is not None]
         for host in chosen:
             own = {"name": host.name, "address": host.address, "port": host.port, **(each or {}).get(host.name, {})}
             lines += ["", "[[host]]", *(f"{key} = {_toml(value)}" for key, value in own.items())]
