@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import courses
 import pytest
 import rooms
 
 from labrig import home, lock, spec
-from labrig.fleet import DRIFT, FAILED, OK, TIMEOUT, UNREACHABLE
+from labrig.fleet import DRIFT, FAILED, OK, TIMEOUT, UNREACHABLE, lessons
+from labrig.fleet.wanted import Wanted
+from labrig.inventory import Entry
 
 pytestmark = pytest.mark.docker
 
@@ -47,11 +50,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def room() -> Iterator[rooms.Room]:
+def built() -> str:
     command = [sys.executable, "-m", "invoke", "build", "--target=cpu", "--engine=docker"]
-    base = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=900).stdout.strip()
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=900)
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def room(built: str) -> Iterator[rooms.Room]:
     then = f"chown -R admin: /opt/labrig && mkdir /opt/labrig/envs && ln -s /opt/venv {PLACE}"
-    with rooms.hosts(4, refused=1, frozen=1, garbage=1, base=base, then=then) as room:
+    with rooms.hosts(4, refused=1, frozen=1, garbage=1, base=built, then=then) as room:
         yield room
 
 
@@ -266,3 +274,16 @@ def test_labs_are_run_on_every_host_and_numbers_apart_are_named(
     for ended in document["labs"]["hosts"].values():
         assert set(ended) == {"seconds", "02_autograd", "12_rules", "13_topics"}
     assert not any(left)
+
+
+def test_the_labs_of_an_image_run_as_the_script_has_it(built: str) -> None:
+    """In the engine here, as on a host with one; the labs are listed, which takes no minute."""
+    locked = lock.load(TARGET, "linux_x86_64", ROOT / "images")
+    image = courses.samples.published("cpu", image=built)
+    wanted = Wanted(TARGET, "docker", "linux_x86_64", locked, "", {}, image, "", {}, "")
+    words = lessons.script(Entry("here", None, "cpu", "", ""), wanted, 60)
+    assert " run --quick --progress off --json --out /tmp/out" in words
+    words = words.replace(" run --quick --progress off --json --out /tmp/out", " list --json")
+    done = subprocess.run(["sh"], input=words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "06_images" in [one["id"] for one in json.loads(done.stdout)]
