@@ -14,9 +14,10 @@ from typing import Any
 from labrig import cli
 from labrig.errors import DistributeError, Interrupted, LabrigError, PendingError, UsageError
 from labrig.files import write_atomically
-from labrig.fleet import DRIFT, FAILED, OK, Connection, Row, apply, lessons, report, suite
+from labrig.fleet import DRIFT, FAILED, OK, Connection, Row, apply, lessons, report, ssh, suite
+from labrig.fleet.facts import Facts, Unreadable
 from labrig.fleet.lessons import Comparison, Lesson
-from labrig.fleet.plan import Plan
+from labrig.fleet.plan import Course, Lacking, Plan, compare, prepare
 from labrig.fleet.report import Report
 from labrig.fleet.ssh import Ended
 from labrig.inventory import Entry, Room
@@ -166,25 +167,43 @@ def ask(
     root: Path, room: Room, entries: Sequence[Entry], *, budget: float, deep: bool = False
 ) -> tuple[list[Row], dict[str, Plan]]:
     """Every host's row, in the order of the inventory; and what was found of those that answered."""
-    from labrig.fleet import plan, ssh
-
-    course = plan.prepare(root, room)
+    course = prepare(root, room)
     began = time.time()
     answers = ssh.ask(room, entries, lambda entry: course.request(entry, torch=True, deep=deep), budget=budget)
     ended = time.time()
-    rows, plans = [], {}
+    rows: list[Row] = []
+    plans: dict[str, Plan] = {}
+    lost: dict[str, LabrigError] = {}
     for entry in entries:
         answer = answers[entry.name]
         if answer.value is None:
             rows.append(report.of_ended(entry, answer))
             continue
         try:
-            plans[entry.name] = found = apply.compare_fetched(course, entry, answer.value)
+            plans[entry.name] = found = _compare(course, entry, answer.value, lost)
             rows.append(report.of_plan(found, answer, report.command(room, entry.name)))
         except LabrigError as error:  # a lock's wheels cannot be had: it is about this host's target only
             why = ": ".join(filter(None, (error.what, error.found)))
             rows.append(report.of_ended(entry, replace(answer, value=None, state=FAILED, why=why, fix=error.fix)))
     return report.warn(rows, {name: one.facts for name, one in plans.items()}, began, ended), plans
+
+
+def _compare(course: Course, entry: Entry, facts: Facts, lost: dict[str, LabrigError]) -> Plan:
+    """The plan of a host; wheels that it cannot be compared without are fetched, and tried for once a target.
+
+    Raises:
+        LabrigError: they cannot be had.
+    """
+    try:
+        return compare(course, entry, facts)
+    except Lacking as lacking:
+        name = lacking.wanted.environment
+        if name not in lost:
+            try:
+                return apply.compare_fetched(course, entry, facts)
+            except LabrigError as error:
+                lost[name] = error
+        raise lost[name] from None
 
 
 def _write(root: Path, found: Found) -> None:
@@ -207,9 +226,6 @@ def _able(plans: Mapping[str, Plan]) -> list[Plan]:
 
 def run_labs(room: Room, plans: Mapping[str, Plan], *, budget: float) -> Comparison:
     """Run the labs on every host whose torch answers, and compare what they measured."""
-    from labrig.fleet import ssh
-    from labrig.fleet.facts import Unreadable
-
     able = {one.entry.name: one for one in _able(plans)}
     entries = [one.entry for one in able.values()]
 
