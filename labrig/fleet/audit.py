@@ -14,7 +14,7 @@ from typing import Any
 from labrig import cli
 from labrig.errors import DistributeError, Interrupted, LabrigError, PendingError, UsageError
 from labrig.files import write_atomically
-from labrig.fleet import DRIFT, FAILED, OK, Connection, Row, apply, lessons, report, ssh, suite
+from labrig.fleet import DRIFT, FAILED, OK, TIMEOUT, Connection, Row, apply, lessons, report, ssh, suite
 from labrig.fleet.facts import Facts, Unreadable
 from labrig.fleet.lessons import Comparison, Lesson
 from labrig.fleet.plan import Course, Lacking, Plan, compare, prepare
@@ -93,7 +93,7 @@ def verify(root: Path, file: Path, wish: Wish) -> Found:
     Raises:
         UsageError: the inventory, or the limit.
         HostError: the extra labrig[fleet] is not installed.
-        Interrupted: Ctrl-C; nothing is left on the hosts.
+        Interrupted: Ctrl-C; labs that run on hosts end there by themselves, within the budget, and leave nothing.
     """
     room = apply.find_room(str(file), "")
     entries = apply.select(room, wish.limit)
@@ -177,7 +177,7 @@ def ask(
     for entry in entries:
         answer = answers[entry.name]
         if answer.value is None:
-            rows.append(report.of_ended(entry, answer))
+            rows.append(_patient(report.of_ended(entry, answer), room, budget))
             continue
         try:
             plans[entry.name] = found = _compare(course, entry, answer.value, lost)
@@ -186,6 +186,14 @@ def ask(
             why = ": ".join(filter(None, (error.what, error.found)))
             rows.append(report.of_ended(entry, replace(answer, value=None, state=FAILED, why=why, fix=error.fix)))
     return report.warn(rows, {name: one.facts for name, one in plans.items()}, began, ended), plans
+
+
+def _patient(row: Row, room: Room, budget: float) -> Row:
+    """A machine that did not answer in time may only be busy: torch took 60 s on one whose CPUs were all in use."""
+    if row.state != TIMEOUT:
+        return row
+    again = f"{report.command(room, row.host, task='verify')} --budget={2 * budget:.0f}"
+    return replace(row, fix=_and(row.fix, f"if it is only busy: {again}"))
 
 
 def _compare(course: Course, entry: Entry, facts: Facts, lost: dict[str, LabrigError]) -> Plan:

@@ -114,6 +114,7 @@ def test_every_bad_row_is_right_and_costs_no_other(cache: Path, everything: Path
     assert document["seconds"] <= BUDGET + 2
     assert "printed no facts" in rows["garbage1"]["why"]
     assert all(rows[name]["why"] and rows[name]["fix"] for name in ("frozen1", "garbage1", "refused1"))
+    assert f"invoke verify --inventory={everything} --limit=frozen1 --budget={2 * BUDGET}" in rows["frozen1"]["fix"]
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", json.dumps(rows, ensure_ascii=False))
     top = ElementTree.fromstring(junit.read_bytes())  # noqa: S314 - our own
     assert [case.attrib["name"] for case in top.iter("testcase")] == list(rows)
