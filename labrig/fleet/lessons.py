@@ -102,9 +102,10 @@ def script(entry: Entry, wanted: Wanted, seconds: float) -> str:
     python = f"{entry.folder}/envs/{wanted.environment}/bin/python"
     return (
         "set -u\n"
-        "out=$(mktemp -d) || exit 1\ntrap 'rm -rf \"$out\"' EXIT\n"
-        f"cd {shlex.quote(entry.folder)} || exit 1\n"
-        f'PYTHONDONTWRITEBYTECODE=1 {shlex.join([python, *run])} "$out" </dev/null\n'
+        "out=$(mktemp -d) || exit 1\ntrap 'rm -rf \"$out\"' EXIT\ntrap 'exit 130' HUP INT TERM\n"
+        f'mkdir "$out/tmp" && cd {shlex.quote(entry.folder)} || exit 1\n'
+        # What torch compiles goes to the temporary folder as well.
+        f'TMPDIR="$out/tmp" PYTHONDONTWRITEBYTECODE=1 {shlex.join([python, *run])} "$out/labs" </dev/null\n'
     )
 
 

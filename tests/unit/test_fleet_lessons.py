@@ -112,7 +112,8 @@ def test_the_script_runs_the_labs_in_a_folder_that_is_gone_afterwards(tmp_path: 
     (folder / "labs").mkdir()
     (folder / "labs" / "__main__.py").write_text(
         "import json, pathlib, sys\nout = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
-        "(out / 'x').write_text('y')\nprint(json.dumps([sys.argv[1:], str(out)]))\n"
+        "out.mkdir()\n(out / 'x').write_text('y')\n"
+        "import tempfile\ntempfile.mkdtemp()\nprint(json.dumps([sys.argv[1:], str(out)]))\n"
     )
     (tmp_path / "tmp").mkdir()
     script = lessons.script(replace(ENTRY, folder=str(folder)), NATIVE, 60)
@@ -122,7 +123,7 @@ def test_the_script_runs_the_labs_in_a_folder_that_is_gone_afterwards(tmp_path: 
     assert done.returncode == 0, done.stderr
     flags, out = json.loads(done.stdout)
     assert flags == ["run", "--quick", "--progress", "off", "--json", "--out", out]
-    assert Path(out).parent == tmp_path / "tmp" and not list((tmp_path / "tmp").iterdir())
+    assert Path(out).parent.parent == tmp_path / "tmp" and not list((tmp_path / "tmp").iterdir())
     assert not list((folder / "labs").glob("__pycache__"))
 
 
