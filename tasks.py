@@ -18,9 +18,6 @@ AS_JSON = "print a JSON document"
 INDEX = "NAME=URL or NAME=none: override an index of images/targets.toml (repeatable)"
 OFFLINE = "open no network connection"
 FORCE = "go on where it cannot work on this machine; noted, and shown by verify"
-LIMIT = (
-    "only these hosts of the room: names or patterns with commas between, or @failed: those that the last run left bad"
-)
 ENGINE = "docker, venv or conda; without it the target's first engine that this host can use"
 
 
@@ -413,7 +410,7 @@ def labs(
         "inventory": "the hosts of a room instead: a TOML file with a [[host]] table for each (docs/rooms.md)",
         "only_bad": "show only hosts that something is to be done about",
         "watch": "ask again every 30 (or so many) seconds, until Ctrl-C",
-        "limit": LIMIT,
+        "limit": "only these: names with commas, room:NAME, or @failed of the last run",
         "labs": "quick: run the labs on every host, and compare what they measured",
         "deep": "hash every byte, and run the declared checks on a sample (all: on every native host)",
         "budget": "seconds that a host may take",
@@ -685,6 +682,27 @@ def import_kit(c: Context, kit: str, json: bool = False) -> None:
 
 @task(
     help={
+        "inventory": "a room: a TOML file with a [[host]] table for each machine",
+        "replace": "a host whose key may be another than the one that is known (repeatable)",
+        "json": AS_JSON,
+    },
+    iterable=["replace"],
+)
+@cli.door
+def keys(c: Context, inventory: str, replace: list[str] | None = None, json: bool = False) -> None:
+    """Collect the host keys of a room, once, and tell machines that are clones of each other."""
+    from labrig.fleet import keys
+
+    rows = keys.collect(keys.addressed(inventory), replacing=replace or ())
+    if json:
+        cli.print_json([row.to_json() for row in rows])
+    else:
+        cli.print_table(keys.COLUMNS, [row.cells() for row in rows], wrapped=keys.WRAPPED)
+    keys.require_known(rows)
+
+
+@task(
+    help={
         "inventory": "the room: a TOML file with a [[host]] table for each machine",
         "host": "@local, the machine you sit at, instead of a room",
         "plan": "change nothing; exit 8 if changes are pending, 7 if a host is refused or does not answer",
@@ -723,24 +741,3 @@ def provision(
         cli.print_table(apply.COLUMNS, apply.table(rows), wrapped=("changes", apply.COLUMNS[-1]))
         print(apply.tally(rows))
     (apply.require_planned if plan else apply.require_applied)(rows)
-
-
-@task(
-    help={
-        "inventory": "a room: a TOML file with a [[host]] table for each machine",
-        "replace": "a host whose key may be another than the one that is known (repeatable)",
-        "json": AS_JSON,
-    },
-    iterable=["replace"],
-)
-@cli.door
-def keys(c: Context, inventory: str, replace: list[str] | None = None, json: bool = False) -> None:
-    """Collect the host keys of a room, once, and tell machines that are clones of each other."""
-    from labrig.fleet import keys
-
-    rows = keys.collect(keys.addressed(inventory), replacing=replace or ())
-    if json:
-        cli.print_json([row.to_json() for row in rows])
-    else:
-        cli.print_table(keys.COLUMNS, [row.cells() for row in rows], wrapped=keys.WRAPPED)
-    keys.require_known(rows)
