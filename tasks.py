@@ -428,6 +428,7 @@ def verify(
     image: str = "",
     require_device: bool = False,
     offline: bool = False,
+    json: bool = False,
     inventory: str = "",
     only_bad: bool = False,
     watch: str = "",
@@ -437,7 +438,6 @@ def verify(
     budget: float = 0.0,
     junit: str = "",
     html: str = "",
-    json: bool = False,
 ) -> None:
     """Run every declared check against the environment, or ask the hosts of a room; exit 6 if a check fails."""
     from labrig import environment, verify
