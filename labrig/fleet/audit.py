@@ -103,7 +103,8 @@ def verify(root: Path, file: Path, wish: Wish) -> Found:
     suites: dict[str, suite.Checked] = {}
     if wish.labs:
         compared = run_labs(room, plans, budget=wish.budget or LABS_BUDGET)
-        rows = [_judged(row, compared) for row in rows]
+        again = {row.host: f"{report.command(room, row.host, task='verify')} --labs=quick" for row in rows}
+        rows = [_judged(row, compared, again[row.host]) for row in rows]
     if wish.deep:
         sample = suite.sample(_able(plans), everywhere=wish.deep == "all")
         if not sample:
@@ -259,12 +260,17 @@ def _say_labs(entry: Entry, how: Ended[dict[str, Lesson]]) -> None:
     print(f"{entry.name}: {ended} in {how.seconds:.0f} s", file=sys.stderr)
 
 
-def _judged(row: Row, compared: Comparison) -> Row:
-    """A row with what the labs showed: a lab that did not end well is a failure, a number apart is said."""
-    if complaint := lessons.complaint(compared.hosts.get(row.host, {})):
-        again = "on the host: run the lab by hand (docs/rooms.md), or --labs=quick again"
-        return replace(row, state=FAILED, why=_and(row.why, complaint), fix=_and(row.fix, again))
-    return replace(row, why=_and(row.why, lessons.apart(compared.outliers, row.host)))
+def _judged(row: Row, compared: Comparison, again: str) -> Row:
+    """A row with what the labs showed: a lab that did not end well is a failure, a number apart is said. ``again`` is
+    the command that runs them once more."""
+    complaint = lessons.complaint(compared.hosts.get(row.host, {}))
+    apart = lessons.apart(compared.outliers, row.host)
+    if not complaint and not apart:
+        return row
+    fix = f"{again}; if it stays: test its memory and its driver"
+    return replace(
+        row, state=FAILED if complaint else row.state, why=_and(row.why, complaint or apart), fix=_and(row.fix, fix)
+    )
 
 
 def _proven(row: Row, checked: suite.Checked | None, mend: str) -> Row:

@@ -272,6 +272,7 @@ def test_labs_are_run_on_every_host_and_numbers_apart_are_named(
         ("pc02", "12_rules", "rules"), ("pc03", "02_autograd", "engine_error"),
     }  # fmt: skip
     assert "12_rules rules is" in rows["pc02"]["why"] and "02_autograd: missed" in rows["pc03"]["why"]
+    assert f"invoke verify --inventory={good} --limit=pc02 --labs=quick" in rows["pc02"]["fix"]
     for ended in document["labs"]["hosts"].values():
         assert set(ended) == {"seconds", "02_autograd", "12_rules", "13_topics"}
     assert not any(left)
