@@ -407,8 +407,18 @@ def labs(
         "image": "this image of the Docker engine instead of the one that was built here",
         "require_device": "fail where the target's device is absent, instead of skipping with the reason",
         "offline": OFFLINE,
+        "inventory": "the hosts of a room instead: a TOML file with a [[host]] table for each (docs/rooms.md)",
+        "only_bad": "show only hosts that something is to be done about",
+        "watch": "ask again every 30 (or so many) seconds, until Ctrl-C",
+        "limit": "only these: names with commas, room:NAME, or @failed of the last run",
+        "labs": "quick: run the labs on every host, and compare what they measured",
+        "deep": "hash every byte, and run the declared checks on a sample (all: on every native host)",
+        "budget": "seconds that a host may take",
+        "junit": "write JUnit XML to this file",
+        "html": "write the table as one page to this file",
         "json": AS_JSON,
-    }
+    },
+    optional=["watch", "deep"],
 )
 @cli.door
 def verify(
@@ -419,10 +429,28 @@ def verify(
     require_device: bool = False,
     offline: bool = False,
     json: bool = False,
+    inventory: str = "",
+    only_bad: bool = False,
+    watch: str = "",
+    limit: str = "",
+    labs: str = "",
+    deep: str = "",
+    budget: float = 0.0,
+    junit: str = "",
+    html: str = "",
 ) -> None:
-    """Run every declared check against the environment; exit 6 if one fails."""
+    """Run every declared check against the environment, or ask the hosts of a room; exit 6 if a check fails."""
     from labrig import environment, verify
+    from labrig.fleet import audit
 
+    wish = audit.read_wish(only_bad, watch, limit, labs, deep, budget, junit, html)
+    audit.require_sense(inventory, wish, one=bool(target or engine or image or require_device or offline), json=json)
+    if inventory:
+        found = (audit.watch if wish.watch else audit.verify)(ROOT, Path(inventory), wish)
+        audit.show(ROOT, found, json=json)
+        if not wish.watch:
+            found.raise_for_failures()
+        return
     if image:
         made = environment.find_image(ROOT, target or None, image)
     else:

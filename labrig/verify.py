@@ -106,25 +106,28 @@ def verify(environment: Environment, *, require_device: bool = False) -> Record:
     Raises:
         LabrigError: the suite itself could not run (a bug, or an environment that cannot be entered).
     """
-    with (
-        engines.load(environment.engine).session(environment, "verify") as session,
-        tempfile.TemporaryDirectory() as folder,
-    ):
+    with engines.load(environment.engine).session(environment, "verify") as session:
+        record = examine(session, require_device=require_device)
+    if session.identity:
+        verified.note(session.identity, environment.lock, record.to_json())
+    return record
+
+
+def examine(session: Session, *, require_device: bool = False, timeout: float = TIMEOUT) -> Record:
+    """Run every declared check in a session, wherever that is, within ``timeout`` seconds. Raises as verify."""
+    environment = session.environment
+    with tempfile.TemporaryDirectory() as folder:
         results = Path(folder, "results.json")
         context = Path(folder, "context.json")
         context.write_text(json.dumps(write_context(session, results, require_device)), encoding="utf-8")
-        outcomes = _run_suite(session, context, results)
-        identity = session.identity
-    record = Record(
+        outcomes = _run_suite(session, context, results, timeout)
+    return Record(
         environment.target.name,
         environment.engine,
         environment.reference,
         tuple(_result(check, environment, outcomes) for check in checks.CHECKS),
         environment.forced,
     )
-    if identity:
-        verified.note(identity, environment.lock, record.to_json())
-    return record
 
 
 def write_context(session: Session, results: Path | None, require_device: bool) -> dict[str, object]:
@@ -156,7 +159,7 @@ def read_facts(host: Any, context: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, **context["facts"]}
 
 
-def _run_suite(session: Session, context: Path, results: Path) -> dict[str, checks.Outcome]:
+def _run_suite(session: Session, context: Path, results: Path, timeout: float) -> dict[str, checks.Outcome]:
     command = [
         sys.executable, "-m", "pytest", str(SUITE), "--hosts", session.hostspec, "--verify-context", str(context),
         "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "--rootdir", str(SUITE.parent.parent),
@@ -165,11 +168,11 @@ def _run_suite(session: Session, context: Path, results: Path) -> dict[str, chec
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT, cwd=SUITE.parent.parent, env=environment
+            command, capture_output=True, text=True, timeout=timeout, cwd=SUITE.parent.parent, env=environment
         )
     except subprocess.TimeoutExpired:
         raise VerifyError(
-            f"the checks of target {session.environment.target.name} took more than {TIMEOUT} s",
+            f"the checks of target {session.environment.target.name} took more than {timeout:g} s",
             fix="look at what the machine is doing, then run it again",
         ) from None
     if not results.exists():

@@ -111,7 +111,7 @@ def plan(root: Path, room: Room, options: Options) -> list[Row]:
             rows.append(_row_of_failure(course, entry, how))
             continue
         try:
-            rows.append(row_of(course, _compare(course, entry, how.value), seconds=how.seconds))
+            rows.append(row_of(course, compare_fetched(course, entry, how.value), seconds=how.seconds))
         except LabrigError as error:
             rows.append(_row_of_error(course, entry, error, how.seconds))
     return rows
@@ -275,7 +275,7 @@ def _bring_wheels(course: Course, wanted: Wanted) -> None:
     environment.fetch(course.table, wanted.target, wanted.lock)
 
 
-def _compare(course: Course, entry: Entry, facts: Facts) -> Plan:
+def compare_fetched(course: Course, entry: Entry, facts: Facts) -> Plan:
     """The same as plan.compare, with the wheels fetched that it cannot judge without."""
     try:
         return compare(course, entry, facts)

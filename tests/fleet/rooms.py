@@ -39,8 +39,8 @@ BASE = "labrig-base:bookworm"
 ENGINE = ("docker.io", "iptables")
 START = 90.0  # seconds for a machine to answer, with all others starting at the same time
 
-DOCKERFILE = f"""\
-FROM {BASE}
+DOCKERFILE = """\
+FROM @BASE@
 RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \\
     openssh-server sudo python3-venv procps iproute2 @MORE@ >/dev/null \\
     && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*
@@ -184,14 +184,19 @@ def _toml(value: object) -> str:
     return json.dumps(str(value) if isinstance(value, Path) else value)  # what JSON and TOML write alike
 
 
-def image(*more: str) -> str:
-    """The machines' image with more packages of Debian's: made once, named by what it is made from."""
-    text = DOCKERFILE.replace("@MORE@", " ".join(more))
+def image(*more: str, base: str = BASE, then: str = "") -> str:
+    """The machines' image with more packages of Debian's: made once, named by what it is made from.
+
+    ``base`` is a Debian 12 with more in it, ``then`` a shell command that arranges that.
+    """
+    begin = base if base == BASE else f"{base}\nUSER root"
+    text = DOCKERFILE.replace("@MORE@", " ".join(more)).replace("@BASE@", begin)
+    text += f"RUN {then}\n" if then else ""
     for mark, script in (("@BEGIN@", BEGIN), ("@SHELL@", SHELL)):
         text = text.replace(mark, base64.b64encode(script.encode()).decode())
     name = f"labrig-test-host:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if not _is_there(name):
-        if not _is_there(BASE):
+        if base == BASE and not _is_there(BASE):
             command = [sys.executable, "-m", "invoke", "base", "--target=cpu"]
             subprocess.run(command, cwd=ROOT, check=True, timeout=900, stdout=subprocess.DEVNULL)
         done = subprocess.run(
@@ -221,6 +226,8 @@ def hosts(
     password: str = "",
     packages: Sequence[str] = (),
     memory: str = "",
+    base: str = BASE,
+    then: str = "",
 ) -> Iterator[Room]:
     """Start machines, wait until every sshd answers, and remove them all at the end; the words are explained above.
 
@@ -266,7 +273,7 @@ def hosts(
             for number, port in enumerate(ports):
                 made.append(Host(name if names == 1 else f"{name}n{number:02}", kind, port, container))
 
-        plain = image(*packages) if count + frozen + garbage + endless + freezing + clones else ""
+        plain = image(*packages, base=base, then=then) if count + frozen + garbage + endless + freezing + clones else ""
         same: dict[str, str] = {}
         if clones:
             new_key(folder / "host")

@@ -1,0 +1,119 @@
+"""A room's verify without a room: flags, exit codes, what a log gets, how OpenSSH is told to reach a host."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from labrig.errors import DistributeError, PendingError, UsageError
+from labrig.fleet import DRIFT, FAILED, OK, STATES, TIMEOUT, UNREACHABLE, Row, audit, suite
+from labrig.fleet.audit import Found, Wish
+from labrig.fleet.report import Report
+from labrig.inventory import Entry, Room
+
+ENTRY = Entry(
+    "pc01", None, "cpu", "", "", "10.0.7.11", user="admin", port=2201, key=Path("/home/a b/key"),
+    jump="admin@gateway:22"
+)  # fmt: skip
+ROOM = Room(Path("/etc/room.toml"), (ENTRY,), "", Path("/etc/a room.known_hosts"))
+
+
+def found(*states: str, wish: Wish = Wish()) -> Found:  # noqa: B008 - frozen
+    rows = tuple(Row(f"pc{n:02}", state=state, why="" if state == OK else "why") for n, state in enumerate(states))
+    return Found(Report("room.toml", datetime(2026, 1, 1, tzinfo=UTC), 1.0, rows), wish)
+
+
+def test_flags_without_a_value() -> None:
+    assert audit.read_wish(False, True, "", "", True, 0.0, "", "") == Wish(watch=audit.INTERVAL, deep="sample")
+    assert audit.read_wish(True, "5", "pc01", "quick", "all", 9.0, "a", "b") == Wish(
+        True, "pc01", "quick", "all", 9.0, 5.0, "a", "b"
+    )
+    assert audit.read_wish(False, "", "", "", "", 0.0, "", "") == Wish()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"watch": "soon"}, {"watch": "-1"}, {"watch": "nan"}, {"labs": "full"}, {"deep": "some"}, {"budget": -1.0},
+     {"budget": float("inf")}],
+)  # fmt: skip
+def test_flags_that_mean_nothing(wrong: dict[str, object]) -> None:
+    flags = {
+        "only_bad": False,
+        "watch": "",
+        "limit": "",
+        "labs": "",
+        "deep": "",
+        "budget": 0.0,
+        "junit": "",
+        "html": "",
+    }
+    with pytest.raises(UsageError):
+        audit.read_wish(**(flags | wrong))  # type: ignore[arg-type]
+
+
+def test_flags_of_a_room_and_of_one_environment() -> None:
+    audit.require_sense("", Wish(), one=True, json=True)
+    audit.require_sense("room.toml", Wish(watch=1.0), one=False, json=False)
+    for inventory, wish, one, json in (
+        ("room.toml", Wish(), True, False),
+        ("", Wish(only_bad=True), False, False),
+        ("room.toml", Wish(watch=1.0), False, True),
+        ("room.toml", Wish(watch=1.0, labs="quick"), False, False),
+        ("room.toml", Wish(watch=1.0, deep="all"), False, False),
+    ):
+        with pytest.raises(UsageError):
+            audit.require_sense(inventory, wish, one=one, json=json)
+
+
+def test_exit_codes() -> None:
+    found(OK, OK).raise_for_failures()
+    with pytest.raises(PendingError):
+        found(OK, DRIFT).raise_for_failures()
+    for state in (FAILED, UNREACHABLE, TIMEOUT):
+        with pytest.raises(DistributeError):
+            found(OK, DRIFT, state).raise_for_failures()
+    with pytest.raises(DistributeError, match="12 of 12") as raised:
+        found(*[FAILED] * 12).raise_for_failures()
+    assert "and 4 more" in raised.value.found
+
+
+def test_only_bad_leaves_the_tally_whole() -> None:
+    bad = found(*STATES, wish=Wish(only_bad=True))
+    assert [row["state"] for row in bad.to_json()["rows"]] == list(STATES[1:])
+    assert bad.to_json()["tally"] == dict.fromkeys(STATES, 1)
+    assert "pc00" not in bad.text() and "of 5 in 1.0 s" in bad.text()
+    assert found(OK, wish=Wish(only_bad=True)).text() == "1 OK of 1 in 1.0 s"
+
+
+def test_a_log_gets_changes_only() -> None:
+    assert audit.changes(None, found(OK, TIMEOUT)) == ["pc01: TIMEOUT why"]
+    assert audit.changes(found(OK, TIMEOUT, OK), found(DRIFT, TIMEOUT, OK)) == ["pc00: OK -> DRIFT why"]
+    assert audit.changes(found(OK, TIMEOUT), found(OK, OK)) == ["pc01: TIMEOUT -> OK"]
+
+
+def test_openssh_understands_how_a_host_is_reached(tmp_path: Path) -> None:
+    """Asked of OpenSSH itself: ssh -G prints what it would do."""
+    config = tmp_path / "config"
+    config.write_text(suite.ssh_config(ROOM, ENTRY, tmp_path / "s"))
+    for name in ("pc01", "gateway"):
+        done = subprocess.run(["ssh", "-F", str(config), "-G", name], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        asked = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+        assert asked["stricthostkeychecking"] == "true" and asked["batchmode"] == "yes", asked
+        assert asked["forwardagent"] == "no" and asked["userknownhostsfile"] == "/etc/a room.known_hosts"
+        assert asked["serveraliveinterval"] == "2"
+        if name == "pc01":
+            assert (asked["hostname"], asked["port"], asked["user"]) == ("10.0.7.11", "2201", "admin")
+            assert asked["identityfile"] == "/home/a b/key" and asked["proxyjump"] == "admin@gateway:22"
+            assert asked["controlpath"] == str(tmp_path / "s")
+        else:
+            assert asked["hostname"] == "gateway" and "controlpath" not in asked
+
+
+def test_a_key_of_nobody_is_openssh_s_own_choice() -> None:
+    words = suite.ssh_config(ROOM, replace(ENTRY, key=None, user="", jump=""), Path("/s"))
+    assert "Identit" not in words and "User " not in words and "ProxyJump" not in words
