@@ -650,3 +650,42 @@ def import_kit(c: Context, kit: str, json: bool = False) -> None:
     else:
         for one in found:
             print(one.reference if one.loaded else one.lock)
+
+
+@task(
+    help={
+        "inventory": "the room: a TOML file with a [[host]] table for each machine, and its cache",
+        "target": "this target's image only; without it every one that a host of the room wants",
+        "megabits": "of the link to the registry, a second, for the estimate (default: 1000)",
+        "json": AS_JSON,
+    }
+)
+@cli.door
+def warm(c: Context, inventory: str, target: str = "", megabits: int = 1000, json: bool = False) -> None:
+    """Fill the room's registry cache by one pull of each image, and prove that it holds every byte of them."""
+    from labrig.fleet import cache
+
+    warmed = cache.warm(ROOT, Path(inventory), target, megabits=megabits)
+    if json:
+        cli.print_json([one.to_json() for one in warmed])
+    else:
+        cli.print_table(cache.COLUMNS, cache.rows(warmed), wrapped=cache.COLUMNS[-1:])
+
+
+@task(
+    help={
+        "inventory": "the room: a TOML file whose [room] table names the cache",
+        "output": "folder for the files; without it cache-NAME beside the inventory",
+        "upstream": "the registry behind the cache, https://HOST; without it the one that images were published to",
+        "tls": "the cache has a certificate; without it hosts speak http to it",
+    }
+)
+@cli.door
+def cache(c: Context, inventory: str, output: str = "", upstream: str = "", tls: bool = False) -> None:
+    """Write the configuration of the room's registry cache, and what the engines of its hosts need to use it."""
+    from labrig.fleet import mirror
+
+    room = Path(inventory)
+    folder = Path(output) if output else room.parent / f"cache-{room.stem}"
+    for file in mirror.write(ROOT, room, folder, upstream=upstream, tls=tls):
+        print(file)
