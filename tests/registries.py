@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import time
@@ -43,6 +45,17 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def free_pair() -> int:
+    """A port that is free, as the next one is; below those that connections get (ip_local_port_range, ip(7))."""
+    for _ in range(1000):
+        port = secrets.randbelow(10_000) + 20_000
+        with contextlib.suppress(OSError), socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 1))
+            return port
+    raise AssertionError("no two free ports")
 
 
 @contextmanager

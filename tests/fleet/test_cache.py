@@ -110,7 +110,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         shutil.copytree(ROOT / "images", root / "images")
         (root / "templates").symlink_to(ROOT / "templates")
         published.keep(root / "images", image)
-        port = registries.free_port()
+        port = registries.free_pair()
         (root / "room.toml").write_text(
             f'[room]\ncache = "127.0.0.1:{port}"\ntarget = "cpu"\n'
             + "".join(f'[[host]]\nname = "pc{n}"\naddress = "10.0.7.{n}"\n' for n in range(1, 31))
