@@ -654,6 +654,48 @@ def import_kit(c: Context, kit: str, json: bool = False) -> None:
 
 @task(
     help={
+        "inventory": "the room: a TOML file with a [[host]] table for each machine",
+        "host": "@local, the machine you sit at, instead of a room",
+        "plan": "change nothing; exit 8 if changes are pending, 7 if a host is refused or does not answer",
+        "limit": "only these: names with commas, room:NAME, or @failed of the last run",
+        "max_fail": "begin no more hosts once more than N, or N%, have failed",
+        "retries": "times that a host which failed is tried again",
+        "budget": "seconds that a host has (without it 60 to answer a plan, 1800 for an apply)",
+        "parallel": "hosts at once",
+        "json": AS_JSON,
+    }
+)
+@cli.door
+def provision(
+    c: Context,
+    inventory: str = "",
+    host: str = "",
+    plan: bool = False,
+    limit: str = "",
+    max_fail: str = "",
+    retries: int = 0,
+    budget: int = 0,
+    parallel: int = 0,
+    json: bool = False,
+) -> None:
+    """Bring the machines of a room to what they should have: engine, image or environment, labs, a start command."""
+    from dataclasses import asdict
+
+    from labrig.fleet import apply
+
+    room = apply.find_room(inventory, host)
+    options = apply.read_options(limit, max_fail, retries, budget, parallel)
+    rows = (apply.plan if plan else apply.apply)(ROOT, room, options)
+    if json:
+        cli.print_json([asdict(row) for row in rows])
+    else:
+        cli.print_table(apply.COLUMNS, apply.table(rows), wrapped=("changes", apply.COLUMNS[-1]))
+        print(apply.tally(rows))
+    (apply.require_planned if plan else apply.require_applied)(rows)
+
+
+@task(
+    help={
         "inventory": "the room: a TOML file with a [[host]] table for each machine, and its cache",
         "target": "this target's image only; without it every one that a host of the room wants",
         "megabits": "of the link to the registry, a second, for the estimate (default: 1000)",
@@ -689,3 +731,28 @@ def cache(c: Context, inventory: str, output: str = "", upstream: str = "", tls:
     folder = Path(output) if output else room.parent / f"cache-{room.stem}"
     for file in mirror.write(ROOT, room, folder, upstream=upstream, tls=tls):
         print(file)
+
+
+@task(
+    help={
+        "from": "an Ansible inventory, INI or YAML: the text of a room's file is printed",
+        "inventory": "the room: a TOML file with a [[host]] table for each machine; goes out to --output",
+        "output": "folder for an Ansible inventory, a playbook and what it copies",
+        "limit": "only these hosts of --inventory: names with commas, or room:NAME",
+    }
+)
+@cli.door
+def ansible(c: Context, from_: str = "", inventory: str = "", output: str = "", limit: str = "") -> None:
+    """Take an Ansible inventory over, or write one with a playbook that does what provision does."""
+    from labrig.fleet import ansible
+
+    if ansible.is_import(from_, inventory, output):
+        found = ansible.import_room(Path(from_))
+        for note in found.notes:
+            print(note, file=sys.stderr)
+        print(found.text, end="")
+    else:
+        from labrig.fleet import playbook
+
+        for file in playbook.export(ROOT, Path(inventory), Path(output), limit):
+            print(file)

@@ -84,6 +84,16 @@ class Imported:
     notes: tuple[str, ...]
 
 
+def is_import(path: str, room: str, output: str) -> bool:
+    """Whether the flags ask for an import. Raises UsageError where they ask for nothing, or for both."""
+    if bool(path) == bool(room) or bool(output) != bool(room):
+        raise UsageError(
+            "say which way", found="--from, --inventory and --output do not go together so",
+            fix="--from=hosts.ini > room.toml, or --inventory=room.toml --output=FOLDER",
+        )  # fmt: skip
+    return bool(path)
+
+
 # --- import ----------------------------------------------------------------------------------------------------------
 
 
@@ -214,8 +224,7 @@ def _refuse_passwords(path: Path, host: str, said: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"{path.name}: host {host}: {variable} is a password, and a room's file holds none",
                 found="a password that is not shown",
-                fix=f"take {variable} out and import again; then password = \"env:ROOM_PASSWORD\" (or file:PATH) there, "
-                "or a key",
+                fix=f'take {variable} out and import again; then password = "env:ROOM_PASSWORD" (or file:PATH) at the host',
             )  # fmt: skip
 
 

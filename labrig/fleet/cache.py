@@ -155,7 +155,7 @@ def _last_targets(room: Room) -> dict[str, str]:
     name = hashlib.sha256(str(room.path.absolute()).encode()).hexdigest()[:16]
     try:
         rows = json.loads((home.root() / "rooms" / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-        return {str(row["host"]): str(row["target"]) for row in rows if row.get("target")}
+        return {str(row["host"]): str(row["target"]).partition(" (")[0] for row in rows if row.get("target")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -79,7 +79,7 @@ def parse(printed: bytes) -> Facts:
         raise Unreadable(_shown(printed))
     try:
         return _read(data)
-    except (KeyError, TypeError, ValueError, UsageError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, UsageError) as error:
         raise Unreadable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]) from None
 
 
@@ -91,8 +91,8 @@ def tree(files: Mapping[str, str]) -> str:
 
 def _read(data: Mapping[str, Any]) -> Facts:
     return Facts(
-        host=hosts.from_json(data["host"], "host"),
-        time=float(data["time"]),
+        host=hosts.from_json(_clean(data["host"]), "host"),
+        time=_time(data["time"]),
         machine_id=_text(data["machine_id"]),
         user=_text(data["user"]),
         sudo=_flag(data["sudo"]),
@@ -108,7 +108,7 @@ def _read(data: Mapping[str, Any]) -> Facts:
         environments={_text(name): _packages(one) for name, one in data["environments"].items()},
         wheels={_text(name): _count(size) for name, size in data["wheels"].items()},
         start=_text(data["start"]),
-        applied=dict(data["applied"]),
+        applied=_clean(dict(data["applied"])),
         unfinished=_flag(data["unfinished"]),
         torch={_text(name): _seen(one) for name, one in data["torch"].items()},
     )
@@ -128,6 +128,21 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"text expected, found {type(value).__name__}")
     return "".join(one if one.isprintable() else "?" for one in value[:500])
+
+
+def _clean(value: Any) -> Any:
+    """The same document with text that can stand in a table."""
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, dict):
+        return {_text(key): _clean(one) for key, one in value.items()}
+    return [_clean(one) for one in value] if isinstance(value, list) else value
+
+
+def _time(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1 << 40:
+        raise ValueError("a time that is none")
+    return float(value)
 
 
 def _texts(value: Mapping[str, object]) -> dict[str, str]:

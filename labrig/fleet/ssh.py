@@ -1,16 +1,37 @@
-"""Reaching hosts: pyinfra as a library, one greenlet and one budget of time a host."""
+"""Reaching hosts: pyinfra as a library, one greenlet and one budget of time a host.
+
+Of pyinfra its connectors and operations are used, not its runner: there hosts go in step, one exception costs all of
+them their results, and a time limit does not hold before a channel is open. pyinfra leaves it to its command line to
+make sockets and subprocesses gevent's (monkey-patching), so that is done here, the first time that hosts are reached.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+import logging
+import os
+import shlex
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from labrig.fleet import Connection
-from labrig.inventory import Entry, Room
+from labrig import inventory
+from labrig.errors import HostError, Interrupted
+from labrig.fleet import FAILED, OK, TIMEOUT, UNREACHABLE, Answer, Connection, facts
+from labrig.fleet.facts import Facts
+from labrig.inventory import LOCAL, Entry, Room
 
 T = TypeVar("T")
 PARALLEL = 60  # hosts at once
+PORT = 22
+_CHUNK = 1 << 16
+_MOST_ERROR = 1 << 16  # bytes that are kept of what a command says on stderr
 
 
 class Failure(Exception):
@@ -44,10 +65,519 @@ def each(
     """Do the work on every host, side by side; nothing that one host does, or does not, costs another its row.
 
     ``budget`` is in seconds for a host, from the moment it gets its turn; ``ended`` is told of each when it is through.
-    The result has every entry, by name, whatever happened. Connections are closed.
+    The result has every entry, by name, whatever happened: state OK with what the work gave, or why there is nothing.
+    Connections are closed.
 
     Raises:
         HostError: the extra labrig[fleet] is not installed.
+        UsageError: the password that an entry refers to cannot be had.
         Interrupted: Ctrl-C, after connections were closed.
     """
-    raise NotImplementedError
+    become_cooperative()
+    from gevent.pool import Pool
+
+    passwords = {entry.name: inventory.secret(entry) for entry in entries}
+    hosts = _hosts(room, entries, passwords, budget)
+    jumps = _Jumps(room, budget)
+
+    def one(entry: Entry) -> tuple[Entry, Ended[T]]:
+        return entry, _one(room, entry, hosts[entry.name], jumps, work, budget)
+
+    found: dict[str, Ended[T]] = {}
+    pool = Pool(max(1, min(parallel, len(entries))))
+    try:
+        for entry, how in pool.imap_unordered(one, entries):
+            found[entry.name] = how
+            ended(entry, how)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted after {len(found)} of {len(entries)} hosts; the same command goes on") from None
+    finally:
+        pool.kill(block=False)
+        for host in hosts.values():
+            _hang_up(host)
+        jumps.close()
+    return {entry.name: found[entry.name] for entry in entries}
+
+
+def ask(
+    room: Room,
+    entries: Sequence[Entry],
+    request: Callable[[Entry], Mapping[str, Any]],
+    *,
+    budget: float,
+    parallel: int = PARALLEL,
+    ended: Callable[[Entry, Ended[Facts]], None] = lambda entry, how: None,
+) -> dict[str, Ended[Facts]]:
+    """The facts of every host, in one round trip each; ``request`` says what the agent is asked. Raises as ``each``."""
+
+    def work(connection: Connection, entry: Entry) -> Facts:
+        printed = connection.probe(request(entry))
+        try:
+            return facts.parse(printed)
+        except facts.Unreadable as error:
+            why = f"printed no facts: {error}"
+            raise Failure(FAILED, why, f"{command(entry)} true, which should print nothing") from None
+
+    return each(room, entries, work, budget=budget, parallel=parallel, ended=ended)
+
+
+def command(entry: Entry) -> str:
+    """How a person reaches that host by hand."""
+    words = ["ssh"]
+    words += ["-i", str(entry.key)] if entry.key else []
+    words += ["-J", entry.jump] if entry.jump else []
+    words += ["-p", str(entry.port)] if entry.port != PORT else []
+    return shlex.join([*words, f"{entry.user}@{entry.address}" if entry.user else entry.address])
+
+
+def become_cooperative() -> None:
+    """Make this process's sockets, subprocesses and threads gevent's, once.
+
+    Raises:
+        HostError: the extra labrig[fleet] is not installed.
+    """
+    try:
+        import gevent.monkey
+
+        if not gevent.monkey.is_module_patched("socket"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", gevent.monkey.MonkeyPatchWarning)
+                gevent.monkey.patch_all(ssl=False)  # ssl was used before, and nothing here needs it
+        import pyinfra.connectors.util
+        from pyinfra.connectors.sshuserclient import client
+    except ImportError as error:
+        raise HostError("rooms need the extra labrig[fleet]", found=str(error), fix="make fleet") from None
+    for name in ("pyinfra", "paramiko"):  # what they say belongs to a host's row; see _note
+        logger = logging.getLogger(name)
+        logger.propagate = False
+        if _note not in logger.filters:
+            logger.addFilter(_note)
+            logger.addHandler(logging.NullHandler())
+    # Nobody is asked anything: not for sudo's password, and not whether an unknown machine on the way is the right one.
+    setattr(pyinfra.connectors.util, "getpass", _no_password)  # noqa: B010 - types forbid what is meant here
+    setattr(client, "AskPolicy", client.StrictPolicy)  # noqa: B010
+
+
+def _note(record: logging.LogRecord) -> bool:
+    """Keep pyinfra's words about a host for its row, and let nothing be printed."""
+    from pyinfra.context import ctx_host
+
+    host = ctx_host.get()
+    if host is not None and record.levelno >= logging.WARNING:
+        host.connector_data.setdefault("labrig_said", []).append(record.getMessage())
+    return False
+
+
+def _no_password(prompt: str = "") -> str:
+    raise Failure(FAILED, "sudo asks for a password there", "let that user run sudo without one (NOPASSWD in sudoers)")
+
+
+def _hosts(room: Room, entries: Sequence[Entry], passwords: Mapping[str, str], budget: float) -> dict[str, Any]:
+    """pyinfra's hosts by our names; nothing else is in its inventory, so nothing else is ever dialled."""
+    from pyinfra.api.config import Config
+    from pyinfra.api.inventory import Inventory
+    from pyinfra.api.state import State
+    from pyinfra.connectors.sshuserclient import client
+    from pyinfra.context import ctx_state
+
+    client.get_host_keys.cache.clear()  # it keeps what files held when they were first read
+    client.get_ssh_config.cache.clear()
+    names = [
+        (LOCAL, {}) if entry.address == LOCAL else (entry.name, _data(room, entry, passwords[entry.name], budget))
+        for entry in entries
+    ]
+    state = State(Inventory((names, {})), Config(CONNECT_TIMEOUT=budget), check_for_changes=False)
+    state.is_executing = True  # an operation is then carried out where it is called
+    # A greenlet has a context of its own for its host; the state is one for all. No host is ever activated: a fact that
+    # fails then raises, because no hosts are left, in the greenlet of the host that it is about.
+    ctx_state.set(state)
+    return {entry.name: state.inventory.get_host(LOCAL if entry.address == LOCAL else entry.name) for entry in entries}
+
+
+def _data(room: Room, entry: Entry, password: str, budget: float) -> dict[str, Any]:
+    """What pyinfra's connector is told. What is left out, ~/.ssh/config may say."""
+    own_key = entry.key is not None and not _has_passphrase(entry.key)
+    data: dict[str, Any] = {
+        "ssh_hostname": entry.address,
+        "ssh_known_hosts_file": str(room.known_hosts),
+        "ssh_strict_host_key_checking": "yes",
+        "ssh_forward_agent": False,
+        "ssh_look_for_keys": entry.key is None,
+        "ssh_paramiko_connect_kwargs": _patience(budget),
+    }
+    more = {
+        "ssh_port": entry.port if entry.port != PORT else None,
+        "ssh_user": entry.user,
+        "ssh_key": str(entry.key) if own_key else None,  # with a passphrase: the agent has to have it
+        "ssh_password": password,
+    }
+    return data | {key: value for key, value in more.items() if value}
+
+
+def _patience(budget: float) -> dict[str, float]:
+    """paramiko's own limits (15 s for a banner, an hour for a channel) give way to the budget."""
+    return {"timeout": budget, "banner_timeout": budget, "auth_timeout": budget, "channel_timeout": budget}
+
+
+def _has_passphrase(key: Path) -> bool:
+    from paramiko import PKey
+    from paramiko.ssh_exception import PasswordRequiredException
+
+    try:
+        PKey.from_path(key)
+    except PasswordRequiredException:
+        return True
+    except Exception:  # noqa: BLE001 - unreadable in some other way: pyinfra says how, in the host's row
+        return False
+    return False
+
+
+class _Jumps:
+    """Connections to the machines that hosts are reached through: one for all hosts behind one."""
+
+    def __init__(self, room: Room, budget: float) -> None:
+        from gevent.lock import RLock
+
+        self._room, self._budget = room, budget
+        self._lock, self._clients = RLock(), dict[str, Any]()
+
+    def channel(self, entry: Entry) -> Any:
+        """A channel to the host's sshd, to be used as its socket."""
+        from pyinfra.connectors.sshuserclient.client import SSHClient
+
+        user, address, port = jump(entry)
+        with self._lock:
+            client = self._clients.get(entry.jump)
+            if client is None or not client.get_transport() or not client.get_transport().is_active():
+                self._clients[entry.jump] = client = SSHClient()
+                login: dict[str, Any] = {"username": user} if user else {}
+                if entry.key and not _has_passphrase(entry.key):
+                    login["key_filename"] = str(entry.key)
+                client.connect(
+                    address,
+                    port=port,
+                    _pyinfra_ssh_forward_agent=False,
+                    _pyinfra_ssh_known_hosts_file=str(self._room.known_hosts),
+                    _pyinfra_ssh_strict_host_key_checking="yes",
+                    _pyinfra_ssh_paramiko_connect_kwargs=_patience(self._budget),
+                    **login,
+                )
+        return client.gateway(address, port, entry.address, entry.port, timeout=self._budget)
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            with suppress(Exception):
+                client.close()
+
+
+def jump(entry: Entry) -> tuple[str, str, int]:
+    """User (may be empty), address and port of the machine that a host is reached through."""
+    user, _, place = entry.jump.rpartition("@")
+    address, _, port = place.partition(":")
+    return user, address, int(port or PORT)
+
+
+def _one(
+    room: Room,
+    entry: Entry,
+    host: Any,
+    jumps: _Jumps,
+    work: Callable[[Connection, Entry], T],
+    budget: float,
+) -> Ended[T]:
+    """One host from the first packet to the last; whatever happens is in what it gives."""
+    from pyinfra.context import ctx_host
+
+    begun = time.monotonic()
+    ctx_host.set(host)
+    phase = "reaching it"
+
+    def so(state: str, why: str, fix: str = "", value: T | None = None) -> Ended[T]:
+        return Ended(value, state, _line(why), fix, round(time.monotonic() - begun, 3))
+
+    try:
+        with _within(budget, lambda: f"{phase}"):
+            if entry.jump:
+                kwargs = {**host.data.ssh_paramiko_connect_kwargs, "sock": jumps.channel(entry)}
+                host.data.ssh_paramiko_connect_kwargs = kwargs
+            host.connect(show_errors=False, raise_exceptions=True)
+            phase = "working there"
+            talk = partial(_talk_here, host) if entry.address == LOCAL else partial(_talk, host)
+            return so(OK, "", value=work(_Reached(entry, host, talk), entry))
+    except Failure as failure:
+        return so(failure.state, failure.why, failure.fix)
+    except Exception as error:  # noqa: BLE001 - a host may make anything fail; the others go on
+        named = _failure(room, entry, error, reached=host.connected)
+        return so(named.state, named.why, named.fix)
+    finally:
+        _hang_up(host)
+
+
+@contextmanager
+def _within(seconds: float, what: Callable[[], str]) -> Iterator[None]:
+    """A limit of time for a block. gevent's is no Exception, so that nothing on the way takes it for a failure."""
+    import gevent
+
+    limit = gevent.Timeout.start_new(seconds)
+    try:
+        yield
+    except gevent.Timeout as over:
+        if over is not limit:
+            raise
+        raise Failure(TIMEOUT, f"no answer within {seconds:g} s ({what()})", "look at that machine") from None
+    finally:
+        limit.close()
+
+
+def _hang_up(host: Any) -> None:
+    """Close a connection without waiting for the other side, which may be frozen."""
+    client = getattr(host.connector, "client", None)
+    if client is not None:
+        with suppress(Exception):
+            client.close()
+    for process in host.connector_data.pop("labrig_processes", ()):
+        with suppress(OSError):
+            os.killpg(process.pid, 9)
+
+
+class _Reached:
+    """A host that was reached; see the Protocol."""
+
+    def __init__(self, entry: Entry, host: Any, talk: Callable[[str, bytes, int], tuple[int, bytes, bytes]]) -> None:
+        self.name = entry.name
+        self._entry, self._host, self._talk = entry, host, talk
+
+    def probe(self, request: Mapping[str, Any]) -> bytes:
+        import json
+
+        source = Path(__file__).with_name("agent.py").read_bytes()
+        stdin = b"%d\n%b%b" % (len(source), source, json.dumps(request).encode())
+        script = FIND_PYTHON.replace("@FOLDER@", shlex.quote(self._entry.folder))
+        _, out, error = self._talk(script, stdin, facts.MOST + 1)
+        if not out.strip():
+            said = error.decode(errors="replace").strip()
+            raise Failure(FAILED, f"printed no facts: {said[-200:] or 'nothing'}", f"{command(self._entry)} uname")
+        return out
+
+    def run(self, script: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0) -> Answer:
+        asked = f"exec sudo -n -- sh -c {shlex.quote(script)}" if sudo else script
+        with _within(timeout, lambda: script.strip().partition("\n")[0][:80]):
+            code, out, error = self._talk(asked, stdin, facts.MOST)
+        answer = Answer(code, out.decode(errors="replace"), error.decode(errors="replace"))
+        if sudo and code and answer.error.startswith(("sudo: a password", "sudo-rs: interactive", "sudo: a terminal")):
+            _no_password()
+        return answer
+
+    def send(self, source: Path | bytes, to: str, *, mode: int = 0o644, timeout: float = 600.0) -> None:
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        folder, _, name = to.rpartition("/")
+        part, place = shlex.quote(f"{folder}/.{name}.part"), shlex.quote(to)
+        # The size is compared there: a connection that breaks off looks like the end of the file.
+        script = (
+            f"umask 077; cat >{part} && test $(wc -c <{part}) -eq {len(content)} && chmod {mode:o} {part}"
+            f" && mv -f {part} {place}"
+        )
+        answer = self.run(script, stdin=content, timeout=timeout)
+        if answer.code:
+            raise Failure(FAILED, f"cannot write {to}: {answer.error.strip() or 'it did not arrive whole'}")
+
+    def operate(self, operation: Any, *, timeout: float, sudo: bool = False, **arguments: Any) -> bool:
+        from pyinfra.api.exceptions import PyinfraError
+
+        said: list[str] = []
+        self._host.connector_data["labrig_said"] = said
+        self._host.in_op = False  # an operation that was cut off leaves it set
+        name = f"{operation.__module__.rpartition('.')[2]}.{operation.__name__}"
+        try:
+            # pyinfra's own limit ends the command's reading; ours whatever comes before, a little later.
+            with _within(timeout + 1, lambda: name):
+                done = operation(**arguments, _timeout=int(timeout), _sudo=sudo)
+        except PyinfraError as error:
+            words = " ".join(" ".join(said).replace(self._host.print_prefix, " ").split())
+            state = TIMEOUT if "Command timed out" in words else FAILED
+            raise Failure(state, f"{name}: {words[-300:] or error}") from None
+        return bool(done.did_change())
+
+
+def _talk(host: Any, script: str, stdin: bytes, most: int) -> tuple[int, bytes, bytes]:
+    """Run a shell script over ssh: its exit code, at most so many bytes of stdout, and the end of stderr.
+
+    Not through pyinfra's run_shell_command: that makes lines of text of what goes in and comes out.
+    """
+    import gevent
+
+    transport = host.connector.client.get_transport()
+    with closing(transport.open_session()) as channel:
+        channel.exec_command(f"exec sh -c {shlex.quote(script)}")
+        feeder, errors = gevent.spawn(_feed, channel, stdin), gevent.spawn(_tail, channel.recv_stderr)
+        try:
+            out = _read(channel.recv, most)
+            if len(out) >= most:  # it may go on for ever
+                return -1, out, b""
+            error = errors.get()
+            code = channel.recv_exit_status()
+        finally:
+            gevent.killall([feeder, errors], block=False)
+        if code == -1 and not transport.is_active():
+            raise Failure(UNREACHABLE, "the connection broke off", "look at that machine")
+        return code, out, error
+
+
+def _feed(channel: Any, stdin: bytes) -> None:
+    with suppress(OSError, EOFError):  # whoever does not read to the end has a reason, and says it
+        channel.sendall(stdin)
+        channel.shutdown_write()
+
+
+def _read(receive: Callable[[int], bytes], most: int) -> bytes:
+    parts, size = [], 0
+    while size < most and (part := receive(min(_CHUNK, most - size))):
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
+
+
+def _tail(receive: Callable[[int], bytes]) -> bytes:
+    """Read to the end, so that nothing has to wait, and keep the last part."""
+    kept = b""
+    while part := receive(_CHUNK):
+        kept = (kept + part)[-_MOST_ERROR:]
+    return kept
+
+
+def _talk_here(host: Any, script: str, stdin: bytes, most: int) -> tuple[int, bytes, bytes]:
+    """The same on the machine you sit at."""
+    import subprocess
+
+    import gevent
+
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        ["sh", "-c", script], stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, start_new_session=True
+    )
+    host.connector_data.setdefault("labrig_processes", []).append(process)
+    assert process.stdin and process.stdout and process.stderr  # noqa: S101 for the type checker
+    errors = gevent.spawn(_tail, process.stderr.read)
+    feeder = gevent.spawn(_feed_here, process.stdin, stdin)
+    try:
+        out = _read(process.stdout.read, most)
+        if len(out) < most:
+            error, code = errors.get(), process.wait()
+            host.connector_data["labrig_processes"].remove(process)
+            return code, out, error
+        return -1, out, b""
+    finally:
+        gevent.killall([feeder, errors], block=False)
+        if process.poll() is None:
+            with suppress(OSError):
+                os.killpg(process.pid, 9)
+            process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            with suppress(OSError):
+                stream.close()
+
+
+def _feed_here(stream: Any, stdin: bytes) -> None:
+    with suppress(OSError):
+        left = memoryview(stdin)
+        while left:
+            left = left[stream.write(left) :]
+        stream.close()
+
+
+def _line(text: str) -> str:
+    """Words of others as one line of a table."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split())[:400]
+
+
+def _failure(room: Room, entry: Entry, error: Exception, *, reached: bool) -> Failure:
+    """What went wrong with a host, in our words. pyinfra wraps what was raised; its cause says which it was."""
+    from paramiko.ssh_exception import AuthenticationException, BadHostKeyException, SSHException
+
+    cause = error.__context__ if type(error).__name__ == "ConnectError" and error.__context__ else error
+    where = f"{entry.address}, port {entry.port}"
+    keys = f"invoke keys --inventory={shlex.quote(str(room.path))}"
+    if isinstance(cause, BadHostKeyException):
+        have, known = cause.key.fingerprint, cause.expected_key.fingerprint
+        return Failure(
+            UNREACHABLE, f"its host key changed: {have}, known is {known}",
+            f"find out why first: it may be another machine; then {keys} --replace={entry.name}",
+        )  # fmt: skip
+    if "No host key for" in str(cause):
+        return Failure(UNREACHABLE, "its host key is not known", keys)
+    if isinstance(cause, AuthenticationException) or "No authentication methods" in str(cause):
+        return Failure(UNREACHABLE, f"login refused for {_user(entry)}: {_tried(entry)}", f"{command(entry)} shows why")
+    if "private key file" in str(cause).lower():
+        return Failure(UNREACHABLE, f"cannot use the key {entry.key}: {cause}", "write key = ... of a private key")
+    if not reached and isinstance(cause, socket.gaierror):
+        return Failure(UNREACHABLE, f"no such name: {entry.address}", "correct address in the inventory")
+    if not reached and isinstance(cause, OSError):
+        errors = getattr(cause, "errors", None)  # paramiko tries every address that a name has
+        number = next(iter(errors.values())).errno if errors else cause.errno
+        if number == errno.ECONNREFUSED:
+            return Failure(UNREACHABLE, f"refused the connection: {where}", "start sshd there, or correct port")
+        if number in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL):
+            return Failure(UNREACHABLE, f"no route to {where}", "switch it on, or correct address")
+        if number == errno.ETIMEDOUT or isinstance(cause, TimeoutError):
+            return Failure(TIMEOUT, f"no answer from {where}", "switch it on, or correct address")
+    if isinstance(cause, SSHException | EOFError | OSError):
+        what = "the connection broke off" if reached else f"no ssh with {where}"
+        return Failure(UNREACHABLE, f"{what}: {cause or type(cause).__name__}", f"{command(entry)} shows why")
+    return Failure(FAILED, f"{type(cause).__name__}: {cause}")
+
+
+def _user(entry: Entry) -> str:
+    import getpass
+
+    return entry.user or getpass.getuser()
+
+
+def _tried(entry: Entry) -> str:
+    """The ways of proving who one is that there were, none of them in full."""
+    ways = []
+    if entry.key:
+        ways.append(f"the key {entry.key}" + (" (has a passphrase: ssh-add it)" if _has_passphrase(entry.key) else ""))
+    else:
+        ways += [
+            f"~/.ssh/{file}" for file in ("id_ed25519", "id_ecdsa", "id_rsa") if (Path.home() / ".ssh" / file).exists()
+        ]
+    if not entry.key or _has_passphrase(entry.key):
+        ways.append("the agent's keys" if os.environ.get("SSH_AUTH_SOCK") else "no agent")
+    if entry.password:
+        ways.append("the password of the inventory")
+    return ", ".join(ways)
+
+
+# Finds a Python that runs, and gives it the agent; where there is none, sh itself prints a document that says so.
+FIND_PYTHON = r"""
+PATH=$PATH:/usr/local/bin:/opt/homebrew/bin; LC_ALL=C; export PATH LC_ALL
+for name in python3 python3.15 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8; do
+    at=$(command -v $name) || continue
+    # A Mac without the command line tools has a python3 that opens a dialog.
+    if [ "$at" = /usr/bin/python3 ] && [ "$(uname -s)" = Darwin ] && ! xcode-select -p >/dev/null 2>&1; then
+        continue
+    fi
+    "$at" -I -c 'import sys; sys.exit(sys.version_info < (3, 8))' </dev/null >/dev/null 2>&1 || continue
+    exec "$at" -I -c 'import sys; b = sys.stdin.buffer; exec(compile(b.read(int(b.readline())), "agent", "exec"))'
+done
+clean() { printf %s "$1" | tr -cd 'A-Za-z0-9 ._/()+-'; }
+ID= VERSION_ID= PRETTY_NAME= folder= can=false
+if [ -r /etc/os-release ]; then . /etc/os-release; fi
+case $(uname -s) in
+    Darwin) system=macos ID=macos VERSION_ID=$(sw_vers -productVersion) PRETTY_NAME=$VERSION_ID ;;
+    *) system=linux ;;
+esac
+if [ -d @FOLDER@ ]; then
+    if [ -w @FOLDER@ ]; then folder=ours; fi
+elif [ ! -e @FOLDER@ ] && [ -w "$(dirname @FOLDER@)" ]; then folder=absent
+fi
+if [ "$(id -u)" = 0 ] || sudo -n true </dev/null >/dev/null 2>&1; then can=true; fi
+set -- $(df -Pk / | tail -n 1)
+printf '{"schema": "labrig-host/1", "host": {"os": "%s", "arch": "%s", "os_version": "%s", "docker_error": "%s"},' \
+    $system "$(clean "$(uname -m)")" "$(clean "$PRETTY_NAME")" "not asked, as there is no Python 3.8 or newer"
+printf '"time": %s, "machine_id": "", "user": "%s", "sudo": %s, "system": "%s", "release": "%s", "pythons": {},' \
+    "$(date +%s)" "$(clean "$(id -un)")" $can "$(clean "$ID")" "$(clean "$VERSION_ID")"
+printf '"free": %s, "total": %s, "folder": "%s", "docker_free": null, "images": {}, "labs": {}, "environments": {},' \
+    "$(($4 * 1024))" "$(($2 * 1024))" "$folder"
+printf '"wheels": {}, "start": "", "applied": {}, "unfinished": false, "torch": {}}\n'
+"""

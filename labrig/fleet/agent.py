@@ -1,0 +1,561 @@
+"""Runs on a host: says what it is and has, as one JSON line. Standard library only, Python 3.8 and newer; never labrig.
+
+It comes over ssh's stdin with its request behind it, so nothing of it stays on the host:
+
+    {"folder": "/opt/labrig", "environments": ["cpu-0123456789ab"], "images": ["labrig/cpu:2.13.0-0123456789ab"],
+     "torch": true,   ask torch itself, in each of those that are there: seconds
+     "deep": false}   hash every byte; else big files are trusted whose size, times and inode are as when last hashed
+
+What it prints, `labrig.fleet.facts` reads. Every question has a limit of time of its own, and what cannot be had is an
+unknown (null, "", nothing), never the end of the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import http.client
+import json
+import os
+import platform
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+SCHEMA = "labrig-host/1"
+MEMORY = ".hashed.json"  # of big files, in the folder
+BIG = 4 << 20  # bytes
+MANY = 10000  # files of labs; what is more was not put there by labrig
+SECONDS = 10.0  # for a program's answer
+TORCH_SECONDS = 150.0  # torch's first import from a slow disk takes a minute
+LEFT_OUT = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "RECORD.jws", "RECORD.p7s")
+ARCHS = {"amd64": "x86_64", "arm64": "aarch64"}
+
+# torch about itself: the best device that really computes. The alarm ends it in a container that was left behind.
+ASK_TORCH = """
+import json, signal
+signal.alarm(170)
+import torch
+device, name, error = "cpu", "", ""
+for one in ("cuda", "mps", "cpu"):
+    try:
+        if one == "cuda" and not torch.cuda.is_available() or one == "mps" and not torch.backends.mps.is_available():
+            continue
+        x = torch.ones(64, 64, device=one)
+        if float((x @ x).sum().cpu()) != 64.0**3:
+            raise RuntimeError("a product is wrong")
+        device, name = one, torch.cuda.get_device_name(0) if one == "cuda" else ""
+        break
+    except Exception as failed:
+        error = (error + one + ": " + str(failed).split("\\n")[0] + " ")[:300]
+print("labrig " + json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "device": device, "name": name,
+    "error": error.strip()}))
+"""
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+def run(command: List[str], seconds: float = SECONDS) -> Tuple[Optional[int], str, str]:
+    """Exit code (None: it could not be started, or not in time), stdout, stderr. It is ended with its children."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(os.environ, LC_ALL="C"),
+            start_new_session=True,
+        )
+    except OSError as error:
+        return None, "", "%s cannot be started: %s" % (command[0], error.strerror or error)
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        # A process that hangs in the kernel, as nvidia-smi over a broken driver, cannot be ended: it is left.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=1)
+        return None, "", "%s did not answer within %g s" % (os.path.basename(command[0]), seconds)
+    return process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace").strip()
+
+
+def tell(*command: str) -> str:
+    """What a program says, stripped; empty where it fails."""
+    code, out, _ = run(list(command))
+    return out.strip() if code == 0 else ""
+
+
+def text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(1 << 20)
+    except OSError:
+        return ""
+
+
+def names(folder: str) -> List[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def is_version(value: str) -> bool:
+    return re.fullmatch(r"[0-9]+(\.[0-9]+)*", value) is not None
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+def read_host(engine: Dict[str, Any]) -> Dict[str, Any]:
+    """The object that labrig.host.from_json reads."""
+    mac = sys.platform == "darwin"
+    machine = platform.machine().lower()
+    host = {
+        "os": "macos" if mac else "linux",
+        "arch": machine if mac else ARCHS.get(machine, machine),
+        "python": platform.python_version(),
+        "docker": engine["version"],
+        "docker_error": engine["error"],
+        "docker_gpus": engine["gpus"],
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
+    host.update(_mac(machine) if mac else _linux(host["arch"]))
+    if not mac:
+        host.update(_nvidia())
+    return host
+
+
+def _mac(machine: str) -> Dict[str, Any]:
+    apple = tell("sysctl", "-n", "hw.optional.arm64") == "1"
+    try:
+        remote = os.stat("/dev/console").st_uid != os.getuid()
+    except OSError:
+        remote = False
+    return {
+        "arch": "arm64" if apple else machine,
+        "translated": apple and machine != "arm64",
+        "os_version": tell("sw_vers", "-productVersion"),
+        "chip": tell("sysctl", "-n", "machdep.cpu.brand_string") or None,
+        "virtual": tell("sysctl", "-n", "kern.hv_vmm_present") == "1",
+        "remote": remote,
+    }
+
+
+def _linux(arch: str) -> Dict[str, Any]:
+    marks = re.search(r"docker|containerd|kubepods|libpod|lxc", text("/proc/1/cgroup"))
+    features = re.search(r"^Features\s*:(.*)$", text("/proc/cpuinfo"), re.MULTILINE)
+    return {
+        "os_version": os_release().get("PRETTY_NAME", ""),
+        "libc": _libc(),
+        "lse": ("atomics" in features.group(1).split()) if arch == "aarch64" and features else None,
+        "wsl": re.search("microsoft-standard|WSL2", text("/proc/version")) is not None,
+        "container": bool(marks) or any(os.path.exists(mark) for mark in ("/.dockerenv", "/run/.containerenv")),
+        "gpu_nodes": any(os.path.exists("/dev/" + name) for name in ("nvidiactl", "dxg")),
+        "pci_nvidia": _pci_nvidia() if arch == "x86_64" else None,
+    }
+
+
+def os_release() -> Dict[str, str]:
+    """os-release(5)."""
+    found = re.findall(r'^([A-Z_]+)=["\']?(.*?)["\']?$', text("/etc/os-release"), re.MULTILINE)
+    return dict(found)
+
+
+def _libc() -> Optional[str]:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # unknown to a Python on musl
+        answer = os.confstr("CS_GNU_LIBC_VERSION")
+        if answer and answer.startswith("glibc "):
+            return answer
+    for name in names("/lib"):
+        if name.startswith("ld-musl-"):
+            found = re.search(r"^Version (\S+)", run(["/lib/" + name])[2], re.MULTILINE)
+            return "musl " + found.group(1) if found else "musl"
+    return None
+
+
+def _pci_nvidia() -> Optional[int]:
+    """NVIDIA's display controllers: vendor 0x10de, class 0x03 (PCI-SIG)."""
+    bus = "/sys/bus/pci/devices"
+    if not os.path.isdir(bus):
+        return None
+    found = [(text("%s/%s/vendor" % (bus, n)).strip(), text("%s/%s/class" % (bus, n)).strip()) for n in names(bus)]
+    return sum(vendor == "0x10de" and kind.startswith("0x03") for vendor, kind in found)
+
+
+def _nvidia() -> Dict[str, Any]:
+    """The driver from the kernel's files, the GPUs from nvidia-smi's query; as labrig.host does on its own machine."""
+    loaded = text("/sys/module/nvidia/version").strip()
+    driver = loaded if is_version(loaded) else None
+    program = shutil.which("nvidia-smi")
+    if program is None and os.path.exists("/usr/lib/wsl/lib/nvidia-smi"):
+        program = "/usr/lib/wsl/lib/nvidia-smi"
+    if program is None:
+        error = "the NVIDIA driver is loaded, but nvidia-smi is not on PATH" if driver else ""
+        return {"driver": driver, "gpus": [], "gpu_error": error}
+    columns = ["name", "compute_cap", "memory.total", "driver_version"]
+    while True:
+        query = [program, "--query-gpu=" + ",".join(columns), "--format=csv,noheader,nounits"]
+        code, out, err = run(query)
+        # Drivers up to R470 cannot say compute_cap.
+        unknown = re.search(r'[Ff]ield "?([a-z_.]+)"? is not a valid field', out + err)
+        if not unknown or unknown.group(1) not in columns or len(columns) == 1:
+            break
+        columns.remove(unknown.group(1))
+    if "No devices were found" in out + err:
+        return {"driver": driver, "gpus": [], "gpu_error": ""}
+    if code != 0:
+        return {"driver": driver, "gpus": [], "gpu_error": ((err or out).split("\n")[0] or "nvidia-smi failed")[:200]}
+    gpus = []
+    for line in out.splitlines():
+        row = dict(zip(columns, (value.strip() for value in line.rsplit(",", len(columns) - 1))))  # noqa: B905
+        if not row.get("name"):
+            return {"driver": driver, "gpus": [], "gpu_error": "nvidia-smi gives an unreadable answer: %r" % line[:80]}
+        capability, memory = row.get("compute_cap", ""), row.get("memory.total", "")
+        gpus.append(
+            {
+                "name": row["name"],
+                "capability": capability if re.fullmatch(r"[0-9]+\.[0-9]", capability) else None,
+                "memory_mib": int(memory) if memory.isdigit() else None,
+            }
+        )
+        if driver is None and is_version(row.get("driver_version", "")):
+            driver = row["driver_version"]
+    return {"driver": driver, "gpus": gpus, "gpu_error": ""}
+
+
+def machine_id() -> str:
+    """What the system calls this machine, hashed: the same on two machines only where one is a copy of the other."""
+    found = text("/etc/machine-id").strip()
+    if not found and sys.platform == "darwin":
+        said = re.search(r'"IOPlatformUUID" = "([^"]+)"', tell("ioreg", "-rd1", "-c", "IOPlatformExpertDevice"))
+        found = said.group(1) if said else ""
+    return hashlib.sha256(("labrig " + found).encode()).hexdigest()[:32] if found else ""
+
+
+def can_sudo() -> bool:
+    return os.getuid() == 0 or (shutil.which("sudo") is not None and run(["sudo", "-n", "true"], 5)[0] == 0)
+
+
+def pythons() -> Dict[str, bool]:
+    """Interpreters on PATH by running them, as names prove nothing; free-threaded ones take other wheels."""
+    ask = (
+        "import sys, sysconfig\n"
+        "try:\n    import ensurepip, venv; able = bool(ensurepip.version())\n"
+        "except Exception:\n    able = False\n"
+        "free = sysconfig.get_config_var('Py_GIL_DISABLED')\n"
+        "print('' if free else '%d.%d %d' % (sys.version_info[0], sys.version_info[1], able))"
+    )
+    found = {}  # type: Dict[str, bool]
+    seen = set()
+    for minor in [""] + [".%d" % number for number in range(8, 20)]:
+        at = shutil.which("python3" + minor)
+        if at is None or os.path.realpath(at) in seen:
+            continue
+        seen.add(os.path.realpath(at))
+        said = tell(at, "-I", "-c", ask).split()
+        if len(said) == 2:
+            found[said[0]] = found.get(said[0], False) or said[1] == "1"
+    return found
+
+
+def space(path: str) -> Tuple[int, int]:
+    """Free for this user, and total, of the file system that a path is or would be on."""
+    while path != "/" and not os.path.exists(path):
+        path = os.path.dirname(path) or "/"
+    try:
+        about = os.statvfs(path)
+    except OSError:
+        return 0, 0
+    return about.f_bavail * about.f_frsize, about.f_blocks * about.f_frsize
+
+
+def folder_state(folder: str) -> str:
+    if os.path.isdir(folder):
+        return "ours" if os.access(folder, os.W_OK | os.X_OK) else ""
+    above = os.path.dirname(folder)
+    while not os.path.exists(above):
+        above = os.path.dirname(above)
+    return "absent" if not os.path.lexists(folder) and os.access(above, os.W_OK | os.X_OK) else ""
+
+
+# --- the engine -------------------------------------------------------------------------------------------------------
+
+
+def sockets() -> List[str]:
+    """Where engines listen: what DOCKER_HOST says, else the usual one, Docker Desktop's, Colima's, OrbStack's."""
+    named = os.environ.get("DOCKER_HOST", "")
+    if named.startswith("unix://"):
+        return [named[7:]]
+    home = os.path.expanduser("~")
+    own = os.environ.get("XDG_RUNTIME_DIR", "/run/user/%d" % os.getuid()) + "/docker.sock"
+    usual = ["/var/run/docker.sock", own]
+    return usual + [home + place for place in ("/.docker/run/docker.sock", "/.colima/default/docker.sock")]
+
+
+def get(place: str, path: str) -> Any:
+    """A JSON document from an engine's API (docs.docker.com/reference/api/engine)."""
+    connection = http.client.HTTPConnection("localhost", timeout=SECONDS)
+    connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.sock.settimeout(SECONDS)
+        connection.sock.connect(place)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise ValueError("the engine answers %d" % answer.status)
+        return json.loads(answer.read(32 << 20))
+    finally:
+        connection.close()
+
+
+def read_engine(asked: List[str]) -> Dict[str, Any]:
+    """Its version or why there is none, whether it hands out GPUs, its room for images, and labrig's images."""
+    engine = {"version": None, "error": "", "gpus": None, "free": None, "images": {}}  # type: Dict[str, Any]
+    there = [place for place in sockets() if os.path.exists(place)]
+    if not there:
+        engine["error"] = "no Docker engine on this machine" if not shutil.which("docker") else "no engine runs"
+        return engine
+    try:
+        place = there[0]
+        engine["version"] = str(get(place, "/version")["Version"])
+        about = get(place, "/info")
+        if shutil.which("docker") is None:
+            engine["version"], engine["error"] = None, "an engine runs, but the program docker is not on PATH"
+            return engine
+        engine["gpus"] = _hands_out_gpus(about)
+        if os.path.isdir(str(about.get("DockerRootDir"))):
+            engine["free"] = space(str(about["DockerRootDir"]))[0]
+        for image in get(place, "/images/json"):
+            for name in (image.get("RepoTags") or []) + (image.get("RepoDigests") or []):
+                if name in asked or re.search(r"(^|/)labrig/", name):
+                    engine["images"][str(name)] = str(image["Id"])
+    except PermissionError:
+        engine["error"] = "%s may not talk to the engine (group docker)" % user()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException) as error:
+        engine["error"] = "the engine does not answer: %s" % (str(error) or type(error).__name__)
+    return engine
+
+
+def _hands_out_gpus(about: Dict[str, Any]) -> bool:
+    """The runtime is registered, CDI found devices, or the hook is on PATH (moby daemon/nvidia_linux.go)."""
+    devices = about.get("DiscoveredDevices") or []
+    return (
+        "nvidia" in (about.get("Runtimes") or {})
+        or any("nvidia.com/gpu" in str(device) for device in devices)
+        or shutil.which("nvidia-container-runtime-hook") is not None
+    )
+
+
+def user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+# --- what labrig put there --------------------------------------------------------------------------------------------
+
+
+class Hashes:
+    """SHA-256 of files; big ones are remembered in the folder by size, times and inode."""
+
+    def __init__(self, folder: str, deep: bool) -> None:
+        self.place, self.deep, self.changed = os.path.join(folder, MEMORY), deep, False
+        try:
+            known = json.loads(text(self.place) or "{}")
+        except ValueError:
+            known = {}
+        self.known = known if isinstance(known, dict) else {}  # type: Dict[str, Any]
+        self.kept = {}  # type: Dict[str, Any]
+
+    def of(self, path: str) -> str:
+        """Of a file's content now; empty where it cannot be read."""
+        try:
+            with open(path, "rb") as file:
+                about = os.fstat(file.fileno())
+                if not os.path.isfile(path):
+                    return ""
+                mark = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
+                if about.st_size >= BIG:
+                    known = self.known.get(path)
+                    if not self.deep and isinstance(known, list) and known[:4] == mark and isinstance(known[-1], str):
+                        self.kept[path] = known
+                        return known[-1]
+                hashed = hashlib.sha256()
+                for part in iter(lambda: file.read(1 << 20), b""):
+                    hashed.update(part)
+                if about.st_size >= BIG:
+                    self.kept[path], self.changed = [*mark, hashed.hexdigest()], True
+                return hashed.hexdigest()
+        except OSError:
+            return ""
+
+    def keep(self) -> None:
+        """Remember, where that can be written; the next time takes seconds longer where it cannot."""
+        if not self.changed:
+            return
+        with contextlib.suppress(OSError):
+            handle, name = tempfile.mkstemp(prefix=MEMORY, dir=os.path.dirname(self.place))
+            try:
+                with os.fdopen(handle, "w") as file:
+                    json.dump(dict(self.known, **self.kept), file)
+                os.replace(name, self.place)
+            except BaseException:
+                os.unlink(name)
+                raise
+
+
+def read_labs(folder: str, hashes: Hashes) -> Dict[str, str]:
+    found = {}  # type: Dict[str, str]
+    for above, folders, files in os.walk(folder):
+        folders[:] = sorted(one for one in folders if one != "__pycache__")
+        for name in files:
+            path = os.path.join(above, name)
+            if len(found) < MANY:
+                link = os.path.islink(path)  # labrig puts none there, so it is not what should be there
+                found[os.path.relpath(path, folder).replace(os.sep, "/")] = "link" if link else hashes.of(path)
+    return found
+
+
+def read_environment(folder: str, hashes: Hashes) -> Dict[str, Dict[str, str]]:
+    """The distributions in a venv: version, and digest over the files that their RECORDs name (facts.tree's)."""
+    found = {}  # type: Dict[str, Dict[str, str]]
+    for minor in names(os.path.join(folder, "lib")):
+        site = os.path.join(folder, "lib", minor, "site-packages")
+        for name in names(site):
+            if name.endswith(".dist-info"):
+                stem, _, version = name[: -len(".dist-info")].partition("-")
+                said = re.search(r"^Version: *(\S+)", text(os.path.join(site, name, "METADATA")), re.MULTILINE)
+                files = _recorded(os.path.join(site, name))
+                lines = ["%s  %s\n" % (hashes.of(os.path.join(site, path)), path) for path in sorted(files)]
+                found[re.sub(r"[-_.]+", "-", stem).lower()] = {
+                    "version": said.group(1) if said else version,
+                    "digest": hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest(),
+                }
+    return found
+
+
+def _recorded(info: str) -> List[str]:
+    """The files in a RECORD that an installer takes from the wheel as they are."""
+    try:
+        with open(os.path.join(info, "RECORD"), encoding="utf-8", newline="") as file:
+            paths = {row[0].replace(os.sep, "/") for row in csv.reader(file) if row}
+    except (OSError, ValueError, csv.Error):
+        return []
+    own = {os.path.basename(info) + "/" + name for name in LEFT_OUT}
+    return [
+        path
+        for path in paths
+        if path not in own and not path.endswith(".pyc") and not path.startswith(("../../../bin/", "../../../include/"))
+    ]
+
+
+def read_applied(folder: str) -> Dict[str, Any]:
+    try:
+        applied = json.loads(text(os.path.join(folder, "applied.json")) or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return applied if isinstance(applied, dict) else {}
+
+
+def ask_torch(command: List[str]) -> Dict[str, Any]:
+    code, out, err = run([*command, "-I", "-c", ASK_TORCH], TORCH_SECONDS)
+    for line in out.splitlines():
+        if line.startswith("labrig {"):
+            with contextlib.suppress(ValueError):
+                return dict(json.loads(line[len("labrig ") :]))
+    lines = (err or out).strip().splitlines() or ["it ended with %s" % code]
+    return {"version": "", "cuda": None, "device": "", "name": "", "error": lines[-1][:300]}
+
+
+# --- the document -----------------------------------------------------------------------------------------------------
+
+
+def look(request: Dict[str, Any]) -> Dict[str, Any]:
+    """Everything that was asked."""
+    folder = str(request.get("folder") or "/opt/labrig")
+    images = [str(one) for one in request.get("images") or []]
+    hashes = Hashes(folder, bool(request.get("deep")))
+    engine = attempt(
+        lambda: read_engine(images), {"version": None, "error": "", "gpus": None, "free": None, "images": {}}
+    )
+    release = os_release()
+    free, total = space(folder)
+    wheels = os.path.join(folder, "wheels")
+    host = read_host(engine)
+    document = {
+        "schema": SCHEMA,
+        "host": host,
+        "machine_id": attempt(machine_id, ""),
+        "user": user(),
+        "sudo": attempt(can_sudo, False),
+        "system": "macos" if sys.platform == "darwin" else release.get("ID", ""),
+        "release": host["os_version"] if sys.platform == "darwin" else release.get("VERSION_ID", ""),
+        "pythons": attempt(pythons, {}),
+        "free": free,
+        "total": total,
+        "folder": folder_state(folder),
+        "docker_free": engine["free"],
+        "images": engine["images"],
+        "labs": attempt(lambda: read_labs(os.path.join(folder, "labs"), hashes), {}),
+        "environments": {},
+        "wheels": {name: size(os.path.join(wheels, name)) for name in names(wheels) if name.endswith(".whl")},
+        "start": "",
+        "applied": read_applied(folder),
+        "unfinished": os.path.exists(os.path.join(folder, "applying.json")),
+        "torch": {},
+    }  # type: Dict[str, Any]
+    start = os.path.join(folder, "start")
+    if os.access(start, os.X_OK):
+        document["start"] = hashes.of(start)
+    for name in request.get("environments") or []:
+        environment = os.path.join(folder, "envs", os.path.basename(str(name)))
+        if os.path.isdir(environment):
+            document["environments"][name] = attempt(lambda at=environment: read_environment(at, hashes), {})  # type: ignore[misc]
+            if request.get("torch"):
+                document["torch"][name] = ask_torch([os.path.join(environment, "bin", "python")])
+    for name in images:
+        if request.get("torch") and name in engine["images"]:
+            gpus = ["--gpus", "all"] if engine["gpus"] and host.get("driver") else []
+            start_it = ["docker", "run", "--rm", "--network", "none", *gpus, "--entrypoint", "python", name]
+            document["torch"][name] = ask_torch(start_it)
+    attempt(hashes.keep, None)
+    document["time"] = time.time()
+    return document
+
+
+def attempt(question: Callable[[], Any], unknown: Any) -> Any:
+    """An answer, or the unknown: whatever is odd about one thing, the others are still asked."""
+    try:
+        return question()
+    except Exception:
+        return unknown
+
+
+def size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def main() -> None:
+    """Read the request and print the document; nothing else is ever printed."""
+    document = look(json.loads(sys.stdin.buffer.read() or b"{}"))
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ in ("__main__", "agent"):
+    main()

@@ -1,0 +1,517 @@
+"""`invoke provision`: what the hosts of a room lack is shown, or brought; the record of the last run.
+
+A host is done in one connection: asked, compared, changed, and asked again. What is then still missing makes it FAILED,
+whatever the operations said. Where something else has to happen first (wheels that are not in the wheelhouse, a new
+login), the host is taken up in a next round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from labrig import home
+from labrig.errors import DistributeError, LabrigError, PendingError, UsageError
+from labrig.files import write_atomically
+from labrig.fleet import DRIFT, FAILED, OK, STATES, TIMEOUT, Connection, Row, ssh, steps
+from labrig.fleet.facts import Facts, Unreadable, parse, tree
+from labrig.fleet.plan import Course, Lacking, Plan, Step, compare, prepare
+from labrig.fleet.wanted import Wanted, wanted_torch
+from labrig.inventory import AUTO, LOCAL, Entry, Room, local, read
+from labrig.progress import megabytes
+
+ASK, APPLY = 60.0, 1800.0  # seconds that a host has, to answer and to be changed
+LOGINS = 2  # times that a host is taken up again after its engine was installed
+BEFORE = ("docker", "nvidia", "python", "folder")  # steps that change nothing in the folder
+COLUMNS = ("host", "target", "state", "changes", "bytes", "why, and what to do")
+SCHEMA = "labrig-room/1"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far the work on a host came: ``done`` steps of its plan; ``lacking`` wheels, or ``again``, end a round."""
+
+    plan: Plan | None
+    done: tuple[Step, ...] = ()
+    facts: Facts | None = None  # after the last step
+    lacking: Wanted | None = None
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a room is gone through. ``max_fail``: hosts that may fail before no more is begun, as "3" or "10%"."""
+
+    limit: str = ""
+    max_fail: str = ""
+    retries: int = 0
+    budget: float = 0.0  # seconds a host; 0 = ASK or APPLY
+    parallel: int = ssh.PARALLEL
+
+
+@dataclass
+class _Run:
+    """What is known in the middle of a run, so that it is there also when Ctrl-C ends it."""
+
+    course: Course
+    entries: Sequence[Entry]
+    board: Board
+    most: int  # hosts that may fail
+    rows: dict[str, Row] = field(default_factory=dict)
+    done: dict[str, tuple[Step, ...]] = field(default_factory=dict)  # in this and earlier rounds
+    left: dict[str, int] = field(default_factory=dict)  # retries
+    logins: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def over(self) -> bool:
+        """Whether more hosts have failed than may."""
+        failed = [row for name, row in self.rows.items() if row.state != OK and not self.left.get(name)]
+        return len(failed) > self.most
+
+
+# --- the task ---------------------------------------------------------------------------------------------------------
+
+
+def find_room(inventory: str, host: str) -> Room:
+    """The room that the flags name. Raises UsageError."""
+    if bool(inventory) == bool(host):
+        raise UsageError("name a room or this machine", fix=f"--inventory=FILE, or --host={LOCAL}")
+    if host and host != LOCAL:
+        raise UsageError(f"--host={host} is not known", fix=f"--host={LOCAL} is this machine; others have an inventory")
+    room = local() if host else read(Path(inventory))
+    if unreachable := [entry.name for entry in room.hosts if not entry.address]:
+        names = ", ".join(unreachable[:5])
+        raise UsageError(f"{room.path.name}: no address of {names}", fix="write address = ..., or leave them out")
+    return room
+
+
+def read_options(limit: str, max_fail: str, retries: int, budget: float, parallel: int) -> Options:
+    """The flags of the task. Raises UsageError."""
+    _most(max_fail, 1)
+    wrong = {"--retries": retries, "--budget": budget, "--parallel": parallel}
+    if found := [f"{name}={value}" for name, value in wrong.items() if value < 0]:
+        raise UsageError(f"{found[0]} is below 0", fix="a number from 0 on")
+    return Options(limit, max_fail, retries, budget, parallel or ssh.PARALLEL)
+
+
+def plan(root: Path, room: Room, options: Options) -> list[Row]:
+    """What an apply would change, host by host; nothing is changed there."""
+    course = prepare(root, room)
+    entries = select(room, options.limit)
+    found = ssh.ask(room, entries, course.request, budget=options.budget or ASK, parallel=options.parallel)
+    rows = []
+    for entry in entries:
+        how = found[entry.name]
+        if how.value is None:
+            rows.append(_row_of_failure(course, entry, how))
+            continue
+        try:
+            rows.append(row_of(course, _compare(course, entry, how.value), seconds=how.seconds))
+        except LabrigError as error:
+            rows.append(_row_of_error(course, entry, error, how.seconds))
+    return rows
+
+
+def apply(root: Path, room: Room, options: Options) -> list[Row]:
+    """Bring every host to what it should have; gives a row for each, in the inventory's order, and keeps them.
+
+    Raises:
+        UsageError: a wrong flag, or the checkout's.
+        Interrupted: Ctrl-C; ``rows`` in it are kept all the same, and the next apply finishes.
+    """
+    course = prepare(root, room)
+    entries = select(room, options.limit)
+    most = _most(options.max_fail, len(entries))
+    with Board(entries) as board:
+        run = _Run(course, entries, board, most, left=dict.fromkeys((one.name for one in entries), options.retries))
+        try:
+            todo = list(entries)
+            while todo:
+                todo = _round(run, todo, options)
+        finally:
+            rows = [run.rows.get(entry.name, _untried(run, entry)) for entry in entries]
+            keep_run(room, rows)
+    return rows
+
+
+def _round(run: _Run, todo: Sequence[Entry], options: Options) -> list[Entry]:
+    """One round over hosts; gives those that have to be taken up again."""
+    again: list[Entry] = []
+    lacking: dict[str, Wanted] = {}
+
+    def work(connection: Connection, entry: Entry) -> Outcome:
+        if run.over:
+            raise ssh.Failure(
+                FAILED, f"not tried: more than {run.most} hosts have failed", "mend those, then apply again"
+            )
+        return _bring(run, connection, entry)
+
+    def ended(entry: Entry, how: ssh.Ended[Outcome]) -> None:
+        outcome = how.value
+        if outcome and outcome.lacking:
+            lacking[entry.name] = outcome.lacking
+        elif outcome and outcome.again:
+            again.append(entry)
+        else:
+            _keep_row(run, entry, how, again)
+
+    ssh.each(run.course.room, todo, work, budget=options.budget or APPLY, parallel=options.parallel, ended=ended)
+    for entry in todo:
+        if entry.name in lacking and _fetch(run, entry, lacking[entry.name]):
+            again.append(entry)
+    if lacking:
+        run.course.forget()
+    return [] if run.over else again
+
+
+def _keep_row(run: _Run, entry: Entry, how: ssh.Ended[Outcome], again: list[Entry]) -> None:
+    """Note how a host ended; where it failed and may be tried again, it is."""
+    if how.value and how.value.plan:
+        row = row_of(run.course, how.value.plan, done=run.done.get(entry.name, ()), seconds=how.seconds)
+    else:
+        row = _row_of_failure(run.course, entry, how)
+        row = replace(row, changes=_words(run.done.get(entry.name, ())))
+        if run.left.get(entry.name) and not row.why.startswith("not tried"):
+            run.left[entry.name] -= 1
+            again.append(entry)
+            run.board.say(f"{entry.name}: {row.state}, {row.why}; tried again")
+    run.rows[entry.name] = row
+    if entry not in again:
+        run.left[entry.name] = 0
+        run.board.end(row)
+
+
+def _bring(run: _Run, connection: Connection, entry: Entry) -> Outcome:
+    """Ask a host, change what differs, and ask it again."""
+    request = run.course.request(entry)
+    run.board.doing(entry.name, "asked")
+    try:
+        todo = compare(run.course, entry, _ask(connection, request))
+        wanted = todo.wanted
+        if todo.refused or not todo.steps or wanted is None:
+            return Outcome(todo)
+        if wanted.engine == "venv" and _wheels_missing(wanted, todo.steps):
+            return Outcome(None, lacking=wanted)
+        for step in todo.steps:
+            if step.kind == "note":
+                break
+            _carry_out(run, connection, entry, todo, step)
+            if step.kind in steps.RECONNECT:
+                return _log_in_again(run, entry, todo)
+        proof = compare(run.course, entry, _ask(connection, request))
+        _require_done(proof)
+        steps.carry_out(connection, run.course.root, todo, todo.steps[-1])
+        run.done[entry.name] = (*run.done.get(entry.name, ()), todo.steps[-1])
+        return Outcome(replace(proof, steps=()))
+    except Lacking as lacking:
+        return Outcome(None, lacking=lacking.wanted)
+
+
+def _carry_out(run: _Run, connection: Connection, entry: Entry, todo: Plan, step: Step) -> None:
+    """One step; what is in the folder is changed only after an apply was noted as begun there."""
+    before = run.done.get(entry.name, ())
+    if step.kind not in BEFORE and all(one.kind in BEFORE for one in before):
+        steps.begin(connection, todo)
+    run.board.doing(entry.name, f"{step.kind}: {step.what}" + (f" ({megabytes(step.size)})" if step.size else ""))
+    steps.carry_out(connection, run.course.root, todo, step)
+    run.done[entry.name] = (*before, step)
+
+
+def _log_in_again(run: _Run, entry: Entry, todo: Plan) -> Outcome:
+    """The rest needs a new login, which the next round makes."""
+    run.logins[entry.name] = run.logins.get(entry.name, 0) + 1
+    if run.logins[entry.name] > LOGINS:
+        raise ssh.Failure(FAILED, "the engine was installed and still does not answer", "look at it there: docker info")
+    return Outcome(todo, again=True)
+
+
+def _require_done(proof: Plan) -> None:
+    """Raises Failure where a host that was asked again still lacks something."""
+    left = [f"{step.kind} {step.what}" for step in proof.steps if step.kind != "note"]
+    if proof.refused or left:
+        raise ssh.Failure(FAILED, f"after all steps: {proof.refused or 'still missing: ' + '; '.join(left)}", proof.fix)
+
+
+def _ask(connection: Connection, request: dict[str, Any]) -> Facts:
+    printed = connection.probe(request)
+    try:
+        return parse(printed)
+    except Unreadable as error:
+        raise ssh.Failure(
+            FAILED, f"printed no facts: {error}", "log in there: something prints before commands run"
+        ) from None
+
+
+def _wheels_missing(wanted: Wanted, todo: Sequence[Step]) -> bool:
+    """Whether wheels that are to be sent are not in the wheelhouse, or not known well enough for the proof."""
+    from labrig import wheelhouse
+    from labrig.fleet.wanted import lacking
+
+    names = {name for step in todo if step.kind == "wheels" for name in step.names}
+    sent = [wheel for wheel in wanted.lock.wheels if wheel.file in names]
+    return lacking(wanted) or bool(wheelhouse.missing(sent, home.wheels()))
+
+
+def _fetch(run: _Run, entry: Entry, wanted: Wanted) -> bool:
+    """Bring the wheels of a lock into the wheelhouse; False, and the host has failed, where they cannot be had."""
+    try:
+        _bring_wheels(run.course, wanted)
+    except LabrigError as error:
+        run.rows[entry.name] = _row_of_error(run.course, entry, error, 0.0)
+        run.left[entry.name] = 0
+        run.board.end(run.rows[entry.name])
+        return False
+    return True
+
+
+def _bring_wheels(course: Course, wanted: Wanted) -> None:
+    from labrig import environment
+
+    environment.fetch(course.table, wanted.target, wanted.lock)
+
+
+def _compare(course: Course, entry: Entry, facts: Facts) -> Plan:
+    """The same as plan.compare, with the wheels fetched that it cannot judge without."""
+    try:
+        return compare(course, entry, facts)
+    except Lacking as lacking:
+        _bring_wheels(course, lacking.wanted)
+        course.forget()
+        return compare(course, entry, facts)
+
+
+# --- which hosts ------------------------------------------------------------------------------------------------------
+
+
+def select(room: Room, limit: str) -> list[Entry]:
+    """The hosts that ``--limit`` names: names and room:NAME with commas, or @failed; all without it.
+
+    Raises:
+        UsageError: there is no such host or room, or no run that is remembered.
+    """
+    chosen: set[str] = set()
+    for word in filter(None, (part.strip() for part in limit.split(","))):
+        if word == "@failed":
+            found = {row.host for row in last_run(room) if row.state != OK}
+        elif word.startswith("room:"):
+            found = {entry.name for entry in room.hosts if entry.room == word.removeprefix("room:")}
+        else:
+            found = {entry.name for entry in room.hosts if entry.name == word}
+        if not found and word != "@failed":
+            names = ", ".join(sorted({entry.room for entry in room.hosts if entry.room}) or ["none"])
+            raise UsageError(
+                f"--limit: no host {word!r} in {room.path.name}", found=f"{len(room.hosts)} hosts; rooms: {names}",
+                fix="names with commas, room:NAME, or @failed",
+            )  # fmt: skip
+        chosen |= found
+    return [entry for entry in room.hosts if not limit or entry.name in chosen]
+
+
+def _most(text: str, hosts: int) -> int:
+    """How many hosts may fail. Raises UsageError."""
+    if not text:
+        return hosts
+    number = text.removesuffix("%")
+    if not number.isdecimal() or (text.endswith("%") and int(number) > 100):
+        raise UsageError("--max-fail is wrong", found=repr(text), fix="a number of hosts, or a part of them: 10%")
+    return hosts * int(number) // 100 if text.endswith("%") else int(number)
+
+
+def keep_run(room: Room, rows: Sequence[Row]) -> None:
+    """Remember how hosts ended; those that were not in this run keep what is known of them."""
+    if (file := _record(room)) is None:
+        return
+    names = {entry.name for entry in room.hosts}
+    kept = {row.host: row for row in (*_read_record(file), *rows) if row.host in names}
+    ordered = [asdict(kept[entry.name]) for entry in room.hosts if entry.name in kept]
+    write_atomically(file, json.dumps({"schema": SCHEMA, "rows": ordered}, indent=1) + "\n")
+
+
+def last_run(room: Room) -> list[Row]:
+    """How hosts ended when they were last applied or verified.
+
+    Raises:
+        UsageError: nothing is remembered.
+    """
+    file = _record(room)
+    rows = _read_record(file) if file else []
+    if not rows:
+        raise UsageError(f"no run over {room.path.name or LOCAL} is remembered", fix="leave out --limit=@failed")
+    return rows
+
+
+def _record(room: Room) -> Path | None:
+    """Where runs over an inventory are remembered; the machine you sit at needs no memory."""
+    if room.path == Path():
+        return None
+    name = hashlib.sha256(str(room.path.absolute()).encode()).hexdigest()[:16]
+    return home.root() / "rooms" / f"{name}.json"
+
+
+def _read_record(file: Path) -> list[Row]:
+    known = {one.name for one in fields(Row)}
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        rows = [Row(**{key: value for key, value in row.items() if key in known}) for row in said]
+        return [replace(row, changes=tuple(row.changes)) for row in rows if row.state in ("", *STATES)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def row_of(course: Course, found: Plan, *, done: Sequence[Step] = (), seconds: float = 0.0) -> Row:
+    """A host that answered: OK, DRIFT with changes that are pending, FAILED where it was refused."""
+    wanted = found.wanted
+    state = FAILED if found.refused else DRIFT if found.steps else OK
+    shown = done or found.steps
+    fix = found.fix or (f"{_command(course.room)} --limit={found.entry.name}" if state == DRIFT else "")
+    return Row(
+        host=found.entry.name,
+        room=found.entry.room,
+        target=f"{wanted.target.name} ({wanted.engine})" if wanted else _named(found.entry),
+        state=state,
+        torch_want=wanted_torch(wanted) if wanted else "",
+        image=wanted.image.reference.partition("@sha256:")[2][:12] if wanted and wanted.image else "",
+        labs=tree(wanted.labs)[:12] if wanted and wanted.labs else "",
+        disk=f"{megabytes(found.facts.free)} free",
+        why=found.refused or ("an apply has not ended" if found.facts.unfinished and found.steps else ""),
+        fix=fix,
+        seconds=round(seconds, 1),
+        changes=_words(shown),
+        size=sum(step.size for step in shown),
+    )
+
+
+def _row_of_failure(course: Course, entry: Entry, how: ssh.Ended[Any]) -> Row:
+    again = f"{_command(course.room)} --limit={entry.name}"
+    fix = how.fix or (f"{again} --budget=SECONDS" if how.state == TIMEOUT else again)
+    return Row(entry.name, entry.room, _named(entry), how.state or FAILED, why=how.why, fix=fix, seconds=how.seconds)
+
+
+def _row_of_error(course: Course, entry: Entry, error: LabrigError, seconds: float) -> Row:
+    why = ": ".join(filter(None, [error.what, error.found]))
+    return Row(entry.name, entry.room, _named(entry), FAILED, why=why, fix=error.fix, seconds=seconds)
+
+
+def _untried(run: _Run, entry: Entry) -> Row:
+    why = f"not tried: more than {run.most} hosts have failed" if run.over else "not finished: it was interrupted"
+    fix = f"{_command(run.course.room)} --limit=@failed"
+    return Row(
+        entry.name, entry.room, _named(entry), FAILED, why=why, fix=fix, changes=_words(run.done.get(entry.name, ()))
+    )
+
+
+def _named(entry: Entry) -> str:
+    return "" if entry.target == AUTO else entry.target
+
+
+def _words(shown: Sequence[Step]) -> tuple[str, ...]:
+    return tuple(f"{step.kind}{' (sudo)' * step.sudo}: {step.what}" for step in shown if step.kind != "note") or tuple(
+        f"{step.kind}: {step.what}" for step in shown
+    )
+
+
+def _command(room: Room) -> str:
+    return f"invoke provision --host={LOCAL}" if room.path == Path() else f"invoke provision --inventory={room.path}"
+
+
+def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Rows as columns of :data:`COLUMNS`; hosts that have all they should have are not shown."""
+    return [
+        (
+            row.host, row.target, row.state, "\n".join(row.changes), megabytes(row.size) if row.size else "",
+            "\n".join(filter(None, [row.why, row.fix and f"fix: {row.fix}"])),
+        )
+        for row in rows
+        if row.state != OK or row.changes
+    ]  # fmt: skip
+
+
+def tally(rows: Sequence[Row]) -> str:
+    """All hosts in one line."""
+    counts = ", ".join(
+        f"{sum(row.state == one for row in rows)} {one}" for one in STATES if any(row.state == one for row in rows)
+    )
+    changed = sum(bool(row.changes) for row in rows)
+    return f"{len(rows)} hosts: {counts}; {changed} with changes, {megabytes(sum(row.size for row in rows))} to send"
+
+
+def require_planned(rows: Sequence[Row]) -> None:
+    """Raises DistributeError where a host was refused or did not answer, PendingError where changes are pending."""
+    require_applied([row for row in rows if row.state != DRIFT])
+    if pending := [row.host for row in rows if row.state == DRIFT]:
+        raise PendingError(f"changes are pending on {len(pending)} of {len(rows)} hosts", fix="the same without --plan")
+
+
+def require_applied(rows: Sequence[Row]) -> None:
+    """Raises DistributeError where a host has failed."""
+    if bad := [row.host for row in rows if row.state != OK]:
+        names = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise DistributeError(
+            f"{len(bad)} hosts are not as they should be: {names}", fix="see their rows; then --limit=@failed"
+        )
+
+
+# --- what is going on -------------------------------------------------------------------------------------------------
+
+
+class Board:
+    """What each host is at, on stderr: a table on a terminal, lines in a log."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._at = {entry.name: ("", "") for entry in entries}
+        self._live: Any = None
+
+    def __enter__(self) -> Board:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            # Drawn when something happens: a thread of its own would not run beside greenlets.
+            self._live = Live(self._drawn(), console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def doing(self, host: str, what: str) -> None:
+        """A host begins with something."""
+        self._show(host, "", what, said=what != "asked")
+
+    def end(self, row: Row) -> None:
+        """A host has ended."""
+        what = row.why or (f"{len(row.changes)} changes" if row.changes else "nothing to change")
+        self._show(row.host, row.state, f"{what}, {row.seconds:.1f} s")
+
+    def say(self, line: str) -> None:
+        """One line of prose."""
+        if self._live:
+            self._live.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _show(self, host: str, state: str, what: str, *, said: bool = True) -> None:
+        self._at[host] = (state, what)
+        if self._live:
+            self._live.update(self._drawn(), refresh=True)
+        elif said:
+            print(f"{host}: {f'{state}, ' if state else ''}{what}", file=sys.stderr, flush=True)
+
+    def _drawn(self) -> Any:
+        from rich.table import Table
+        from rich.text import Text
+
+        drawn = Table.grid(padding=(0, 2))
+        # Those at work stand first, as a terminal shows the first lines only.
+        for host, (state, what) in sorted(self._at.items(), key=lambda one: (bool(one[1][0]), not one[1][1], one[0])):
+            drawn.add_row(Text(host), Text(state), Text(what))
+        return drawn
