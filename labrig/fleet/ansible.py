@@ -224,7 +224,7 @@ def _refuse_passwords(path: Path, host: str, said: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"{path.name}: host {host}: {variable} is a password, and a room's file holds none",
                 found="a password that is not shown",
-                fix=f'take {variable} out and import again; then password = "env:ROOM_PASSWORD" (or file:PATH) at the host',
+                fix=f'take {variable} out and import again; then write password = "env:ROOM_PASSWORD" at the host',
             )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labrig import home, inventory, oci, published, registry, spec
+from labrig import inventory, oci, published, registry, spec
 from labrig.base import ARCHITECTURES
 from labrig.errors import DistributeError, UsageError
 from labrig.fleet.plan import Plan
@@ -128,14 +128,14 @@ def wanted(root: Path, room: Room, target: str = "") -> dict[published.Entry, in
     if target:
         table.pick(target)
     entries = published.read(root / "images")
-    last = _last_targets(room)
+    last = last_targets(room)
     found: dict[published.Entry, int] = {}
     for entry in room.hosts:
-        if entry.engine == "venv" or not entry.address:
+        if entry.engine == "venv" or last.get(entry.name, ("", ""))[1] == "venv" or not entry.address:
             continue
         if entry.target != AUTO:
             table.pick(entry.target)
-        name = last.get(entry.name, AUTO) if entry.target == AUTO else entry.target
+        name = last.get(entry.name, (AUTO, ""))[0] if entry.target == AUTO else entry.target
         platform = entry.machine.host.container_platform if entry.machine else None
         for image in entries:
             fits = name in (AUTO, image.target) and platform in (None, image.platform)
@@ -150,14 +150,16 @@ def wanted(root: Path, room: Room, target: str = "") -> dict[published.Entry, in
     return found
 
 
-def _last_targets(room: Room) -> dict[str, str]:
-    """Host -> target, as the record of the last apply or verify has it; empty where there is none to be read."""
-    name = hashlib.sha256(str(room.path.absolute()).encode()).hexdigest()[:16]
+def last_targets(room: Room) -> dict[str, tuple[str, str]]:
+    """Host -> target and engine, as the last apply or verify found them; empty where nothing is remembered."""
+    from labrig.fleet import apply
+
     try:
-        rows = json.loads((home.root() / "rooms" / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-        return {str(row["host"]): str(row["target"]).partition(" (")[0] for row in rows if row.get("target")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        rows = apply.last_run(room)
+    except UsageError:
         return {}
+    parts = {row.host: row.target.removesuffix(")").partition(" (") for row in rows if row.target}
+    return {host: (target, engine) for host, (target, _, engine) in parts.items()}
 
 
 def arithmetic(image: published.Entry, hosts: int, megabits: float = MEGABITS) -> str:
