@@ -756,3 +756,24 @@ def ansible(c: Context, from_: str = "", inventory: str = "", output: str = "", 
 
         for file in playbook.export(ROOT, Path(inventory), Path(output), limit):
             print(file)
+
+
+@task(
+    help={
+        "inventory": "a room: a TOML file with a [[host]] table for each machine",
+        "replace": "a host whose key may be another than the one that is known (repeatable)",
+        "json": AS_JSON,
+    },
+    iterable=["replace"],
+)
+@cli.door
+def keys(c: Context, inventory: str, replace: list[str] | None = None, json: bool = False) -> None:
+    """Collect the host keys of a room, once, and tell machines that are clones of each other."""
+    from labrig.fleet import keys
+
+    rows = keys.collect(keys.addressed(inventory), replacing=replace or ())
+    if json:
+        cli.print_json([row.to_json() for row in rows])
+    else:
+        cli.print_table(keys.COLUMNS, [row.cells() for row in rows], wrapped=keys.WRAPPED)
+    keys.require_known(rows)

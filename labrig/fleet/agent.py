@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
-import http.client
+import importlib.util
 import json
 import os
 import platform
@@ -26,9 +27,10 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import sysconfig
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from collections.abc import Callable
+from typing import Any
 
 SCHEMA = "labrig-host/1"
 MEMORY = ".hashed.json"  # of big files, in the folder
@@ -64,7 +66,7 @@ print("labrig " + json.dumps({"version": torch.__version__, "cuda": torch.versio
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
-def run(command: List[str], seconds: float = SECONDS) -> Tuple[Optional[int], str, str]:
+def run(command: list[str], seconds: float = SECONDS) -> tuple[int | None, str, str]:
     """Exit code (None: it could not be started, or not in time), stdout, stderr. It is ended with its children."""
     try:
         process = subprocess.Popen(
@@ -103,7 +105,7 @@ def text(path: str) -> str:
         return ""
 
 
-def names(folder: str) -> List[str]:
+def names(folder: str) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except OSError:
@@ -117,7 +119,7 @@ def is_version(value: str) -> bool:
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 
-def read_host(engine: Dict[str, Any]) -> Dict[str, Any]:
+def read_host(engine: dict[str, Any]) -> dict[str, Any]:
     """The object that labrig.host.from_json reads."""
     mac = sys.platform == "darwin"
     machine = platform.machine().lower()
@@ -136,7 +138,7 @@ def read_host(engine: Dict[str, Any]) -> Dict[str, Any]:
     return host
 
 
-def _mac(machine: str) -> Dict[str, Any]:
+def _mac(machine: str) -> dict[str, Any]:
     apple = tell("sysctl", "-n", "hw.optional.arm64") == "1"
     try:
         remote = os.stat("/dev/console").st_uid != os.getuid()
@@ -152,7 +154,7 @@ def _mac(machine: str) -> Dict[str, Any]:
     }
 
 
-def _linux(arch: str) -> Dict[str, Any]:
+def _linux(arch: str) -> dict[str, Any]:
     marks = re.search(r"docker|containerd|kubepods|libpod|lxc", text("/proc/1/cgroup"))
     features = re.search(r"^Features\s*:(.*)$", text("/proc/cpuinfo"), re.MULTILINE)
     return {
@@ -166,13 +168,13 @@ def _linux(arch: str) -> Dict[str, Any]:
     }
 
 
-def os_release() -> Dict[str, str]:
+def os_release() -> dict[str, str]:
     """os-release(5)."""
     found = re.findall(r'^([A-Z_]+)=["\']?(.*?)["\']?$', text("/etc/os-release"), re.MULTILINE)
     return dict(found)
 
 
-def _libc() -> Optional[str]:
+def _libc() -> str | None:
     with contextlib.suppress(AttributeError, OSError, ValueError):  # unknown to a Python on musl
         answer = os.confstr("CS_GNU_LIBC_VERSION")
         if answer and answer.startswith("glibc "):
@@ -184,7 +186,7 @@ def _libc() -> Optional[str]:
     return None
 
 
-def _pci_nvidia() -> Optional[int]:
+def _pci_nvidia() -> int | None:
     """NVIDIA's display controllers: vendor 0x10de, class 0x03 (PCI-SIG)."""
     bus = "/sys/bus/pci/devices"
     if not os.path.isdir(bus):
@@ -193,7 +195,7 @@ def _pci_nvidia() -> Optional[int]:
     return sum(vendor == "0x10de" and kind.startswith("0x03") for vendor, kind in found)
 
 
-def _nvidia() -> Dict[str, Any]:
+def _nvidia() -> dict[str, Any]:
     """The driver from the kernel's files, the GPUs from nvidia-smi's query; as labrig.host does on its own machine."""
     loaded = text("/sys/module/nvidia/version").strip()
     driver = loaded if is_version(loaded) else None
@@ -247,29 +249,32 @@ def can_sudo() -> bool:
     return os.getuid() == 0 or (shutil.which("sudo") is not None and run(["sudo", "-n", "true"], 5)[0] == 0)
 
 
-def pythons() -> Dict[str, bool]:
+def pythons() -> dict[str, bool]:
     """Interpreters on PATH by running them, as names prove nothing; free-threaded ones take other wheels."""
+    own = "%d.%d %d" % (*sys.version_info[:2], all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")))
     ask = (
-        "import sys, sysconfig\n"
-        "try:\n    import ensurepip, venv; able = bool(ensurepip.version())\n"
-        "except Exception:\n    able = False\n"
+        "import importlib.util, sys, sysconfig\n"
+        "able = all(importlib.util.find_spec(name) for name in ('venv', 'ensurepip'))\n"
         "free = sysconfig.get_config_var('Py_GIL_DISABLED')\n"
         "print('' if free else '%d.%d %d' % (sys.version_info[0], sys.version_info[1], able))"
     )
-    found = {}  # type: Dict[str, bool]
-    seen = set()
+    found: dict[str, bool] = {}
+    here = os.path.realpath(sys.executable)
+    seen = {here: own if not sysconfig.get_config_var("Py_GIL_DISABLED") else ""}
     for minor in [""] + [".%d" % number for number in range(8, 20)]:
         at = shutil.which("python3" + minor)
-        if at is None or os.path.realpath(at) in seen:
+        if at is None:
             continue
-        seen.add(os.path.realpath(at))
-        said = tell(at, "-I", "-c", ask).split()
+        real = os.path.realpath(at)
+        if real not in seen:
+            seen[real] = tell(at, "-I", "-S", "-c", ask)
+        said = seen[real].split()
         if len(said) == 2:
             found[said[0]] = found.get(said[0], False) or said[1] == "1"
     return found
 
 
-def space(path: str) -> Tuple[int, int]:
+def space(path: str) -> tuple[int, int]:
     """Free for this user, and total, of the file system that a path is or would be on."""
     while path != "/" and not os.path.exists(path):
         path = os.path.dirname(path) or "/"
@@ -292,7 +297,7 @@ def folder_state(folder: str) -> str:
 # --- the engine -------------------------------------------------------------------------------------------------------
 
 
-def sockets() -> List[str]:
+def sockets() -> list[str]:
     """Where engines listen: what DOCKER_HOST says, else the usual one, Docker Desktop's, Colima's, OrbStack's."""
     named = os.environ.get("DOCKER_HOST", "")
     if named.startswith("unix://"):
@@ -305,6 +310,8 @@ def sockets() -> List[str]:
 
 def get(place: str, path: str) -> Any:
     """A JSON document from an engine's API (docs.docker.com/reference/api/engine)."""
+    import http.client  # here, as are others: a start of Python without them is half as long
+
     connection = http.client.HTTPConnection("localhost", timeout=SECONDS)
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -319,9 +326,9 @@ def get(place: str, path: str) -> Any:
         connection.close()
 
 
-def read_engine(asked: List[str]) -> Dict[str, Any]:
+def read_engine(asked: list[str]) -> dict[str, Any]:
     """Its version or why there is none, whether it hands out GPUs, its room for images, and labrig's images."""
-    engine = {"version": None, "error": "", "gpus": None, "free": None, "images": {}}  # type: Dict[str, Any]
+    engine: dict[str, Any] = {"version": None, "error": "", "gpus": None, "free": None, "images": {}}
     there = [place for place in sockets() if os.path.exists(place)]
     if not there:
         engine["error"] = "no Docker engine on this machine" if not shutil.which("docker") else "no engine runs"
@@ -342,12 +349,12 @@ def read_engine(asked: List[str]) -> Dict[str, Any]:
                     engine["images"][str(name)] = str(image["Id"])
     except PermissionError:
         engine["error"] = "%s may not talk to the engine (group docker)" % user()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException) as error:
+    except Exception as error:
         engine["error"] = "the engine does not answer: %s" % (str(error) or type(error).__name__)
     return engine
 
 
-def _hands_out_gpus(about: Dict[str, Any]) -> bool:
+def _hands_out_gpus(about: dict[str, Any]) -> bool:
     """The runtime is registered, CDI found devices, or the hook is on PATH (moby daemon/nvidia_linux.go)."""
     devices = about.get("DiscoveredDevices") or []
     return (
@@ -376,8 +383,8 @@ class Hashes:
             known = json.loads(text(self.place) or "{}")
         except ValueError:
             known = {}
-        self.known = known if isinstance(known, dict) else {}  # type: Dict[str, Any]
-        self.kept = {}  # type: Dict[str, Any]
+        self.known: dict[str, Any] = known if isinstance(known, dict) else {}
+        self.kept: dict[str, Any] = {}
 
     def of(self, path: str) -> str:
         """Of a file's content now; empty where it cannot be read."""
@@ -405,6 +412,8 @@ class Hashes:
         """Remember, where that can be written; the next time takes seconds longer where it cannot."""
         if not self.changed:
             return
+        import tempfile
+
         with contextlib.suppress(OSError):
             handle, name = tempfile.mkstemp(prefix=MEMORY, dir=os.path.dirname(self.place))
             try:
@@ -416,8 +425,8 @@ class Hashes:
                 raise
 
 
-def read_labs(folder: str, hashes: Hashes) -> Dict[str, str]:
-    found = {}  # type: Dict[str, str]
+def read_labs(folder: str, hashes: Hashes) -> dict[str, str]:
+    found: dict[str, str] = {}
     for above, folders, files in os.walk(folder):
         folders[:] = sorted(one for one in folders if one != "__pycache__")
         for name in files:
@@ -428,9 +437,9 @@ def read_labs(folder: str, hashes: Hashes) -> Dict[str, str]:
     return found
 
 
-def read_environment(folder: str, hashes: Hashes) -> Dict[str, Dict[str, str]]:
+def read_environment(folder: str, hashes: Hashes) -> dict[str, dict[str, str]]:
     """The distributions in a venv: version, and digest over the files that their RECORDs name (facts.tree's)."""
-    found = {}  # type: Dict[str, Dict[str, str]]
+    found: dict[str, dict[str, str]] = {}
     for minor in names(os.path.join(folder, "lib")):
         site = os.path.join(folder, "lib", minor, "site-packages")
         for name in names(site):
@@ -446,7 +455,7 @@ def read_environment(folder: str, hashes: Hashes) -> Dict[str, Dict[str, str]]:
     return found
 
 
-def _recorded(info: str) -> List[str]:
+def _recorded(info: str) -> list[str]:
     """The files in a RECORD that an installer takes from the wheel as they are."""
     try:
         with open(os.path.join(info, "RECORD"), encoding="utf-8", newline="") as file:
@@ -461,7 +470,7 @@ def _recorded(info: str) -> List[str]:
     ]
 
 
-def read_applied(folder: str) -> Dict[str, Any]:
+def read_applied(folder: str) -> dict[str, Any]:
     try:
         applied = json.loads(text(os.path.join(folder, "applied.json")) or "{}")
     except (ValueError, RecursionError):
@@ -469,7 +478,7 @@ def read_applied(folder: str) -> Dict[str, Any]:
     return applied if isinstance(applied, dict) else {}
 
 
-def ask_torch(command: List[str]) -> Dict[str, Any]:
+def ask_torch(command: list[str]) -> dict[str, Any]:
     code, out, err = run([*command, "-I", "-c", ASK_TORCH], TORCH_SECONDS)
     for line in out.splitlines():
         if line.startswith("labrig {"):
@@ -482,7 +491,7 @@ def ask_torch(command: List[str]) -> Dict[str, Any]:
 # --- the document -----------------------------------------------------------------------------------------------------
 
 
-def look(request: Dict[str, Any]) -> Dict[str, Any]:
+def look(request: dict[str, Any]) -> dict[str, Any]:
     """Everything that was asked."""
     folder = str(request.get("folder") or "/opt/labrig")
     images = [str(one) for one in request.get("images") or []]
@@ -494,7 +503,7 @@ def look(request: Dict[str, Any]) -> Dict[str, Any]:
     free, total = space(folder)
     wheels = os.path.join(folder, "wheels")
     host = read_host(engine)
-    document = {
+    document: dict[str, Any] = {
         "schema": SCHEMA,
         "host": host,
         "machine_id": attempt(machine_id, ""),
@@ -515,14 +524,14 @@ def look(request: Dict[str, Any]) -> Dict[str, Any]:
         "applied": read_applied(folder),
         "unfinished": os.path.exists(os.path.join(folder, "applying.json")),
         "torch": {},
-    }  # type: Dict[str, Any]
+    }
     start = os.path.join(folder, "start")
     if os.access(start, os.X_OK):
         document["start"] = hashes.of(start)
     for name in request.get("environments") or []:
         environment = os.path.join(folder, "envs", os.path.basename(str(name)))
         if os.path.isdir(environment):
-            document["environments"][name] = attempt(lambda at=environment: read_environment(at, hashes), {})  # type: ignore[misc]
+            document["environments"][name] = attempt(functools.partial(read_environment, environment, hashes), {})
             if request.get("torch"):
                 document["torch"][name] = ask_torch([os.path.join(environment, "bin", "python")])
     for name in images:

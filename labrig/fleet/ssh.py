@@ -11,12 +11,14 @@ import errno
 import logging
 import os
 import shlex
+import signal
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -74,27 +76,56 @@ def each(
         Interrupted: Ctrl-C, after connections were closed.
     """
     become_cooperative()
-    from gevent.pool import Pool
-
     passwords = {entry.name: inventory.secret(entry) for entry in entries}
     hosts = _hosts(room, entries, passwords, budget)
+
+    def one(entry: Entry, jumps: _Jumps) -> T:
+        return _worked(entry, hosts[entry.name], jumps, work)
+
+    try:
+        return _side_by_side(room, entries, one, budget, parallel, ended)
+    finally:
+        for host in hosts.values():
+            _hang_up(host)
+
+
+def _side_by_side(
+    room: Room,
+    entries: Sequence[Entry],
+    work: Callable[[Entry, _Jumps], T],
+    budget: float,
+    parallel: int,
+    ended: Callable[[Entry, Ended[T]], None],
+) -> dict[str, Ended[T]]:
+    """A greenlet for every host, so many at once; see ``each``."""
+    from gevent.pool import Pool
+
     jumps = _Jumps(room, budget)
-
-    def one(entry: Entry) -> tuple[Entry, Ended[T]]:
-        return entry, _one(room, entry, hosts[entry.name], jumps, work, budget)
-
     found: dict[str, Ended[T]] = {}
     pool = Pool(max(1, min(parallel, len(entries))))
+
+    def one(entry: Entry) -> tuple[Entry, Ended[T]]:
+        begun = time.monotonic()
+        how: Ended[T]
+        try:
+            with _within(budget):
+                how = Ended(work(entry, jumps), OK)
+        except Failure as failure:
+            how = Ended(None, failure.state, _line(failure.why), failure.fix)
+        except Exception as error:  # noqa: BLE001 - a host may make anything fail; the others go on
+            named = _failure(room, entry, error)
+            how = Ended(None, named.state, _line(named.why), named.fix)
+        return entry, replace(how, seconds=round(time.monotonic() - begun, 3))
+
     try:
-        for entry, how in pool.imap_unordered(one, entries):
-            found[entry.name] = how
-            ended(entry, how)
+        with _interruptible():
+            for entry, how in pool.imap_unordered(one, entries):
+                found[entry.name] = how
+                ended(entry, how)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted after {len(found)} of {len(entries)} hosts; the same command goes on") from None
     finally:
-        pool.kill(block=False)
-        for host in hosts.values():
-            _hang_up(host)
+        pool.kill(timeout=1)
         jumps.close()
     return {entry.name: found[entry.name] for entry in entries}
 
@@ -119,6 +150,50 @@ def ask(
             raise Failure(FAILED, why, f"{command(entry)} true, which should print nothing") from None
 
     return each(room, entries, work, budget=budget, parallel=parallel, ended=ended)
+
+
+@dataclass(frozen=True)
+class HostKey:
+    """The key that a host proves itself with. ``place`` is the host as known_hosts names it."""
+
+    place: str
+    kind: str  # "ssh-ed25519"
+    base64: str
+    fingerprint: str  # "SHA256:..."
+
+
+def scan(
+    room: Room, entries: Sequence[Entry], known: Callable[[str], Sequence[str]], *, budget: float
+) -> dict[str, Ended[HostKey]]:
+    """Every host's key, without a login. ``known`` gives the kinds of key that a place is known by: these are asked for
+    first.
+
+    Raises as ``each``.
+    """
+    become_cooperative()
+    return _side_by_side(
+        room, entries, lambda entry, jumps: _key(entry, jumps, known, budget), budget, PARALLEL, lambda entry, how: None
+    )
+
+
+def _key(entry: Entry, jumps: _Jumps, known: Callable[[str], Sequence[str]], budget: float) -> HostKey:
+    from paramiko import Transport
+    from pyinfra.connectors.sshuserclient.client import SSHClient
+
+    # ~/.ssh/config may say another name, port or way.
+    own = {"timeout": budget, **({"port": entry.port} if entry.port != PORT else {})}
+    address, config, *_ = SSHClient().parse_config(entry.address, own, strict_host_key_checking="yes")
+    port = own.get("port", config["port"])
+    way = jumps.channel(entry) if entry.jump else config.get("sock")
+    with closing(Transport(way or socket.create_connection((address, port), budget))) as transport:
+        transport.banner_timeout = budget
+        place = address if port == PORT else f"[{address}]:{port}"
+        options = transport.get_security_options()
+        first = [kind for kind in known(place) if kind in options.key_types]
+        options.key_types = (*first, *(kind for kind in options.key_types if kind not in first))
+        transport.start_client(timeout=budget)
+        key = transport.get_remote_server_key()
+        return HostKey(place, key.get_name(), key.get_base64(), key.fingerprint)
 
 
 def command(entry: Entry) -> str:
@@ -277,44 +352,45 @@ def jump(entry: Entry) -> tuple[str, str, int]:
     return user, address, int(port or PORT)
 
 
-def _one(
-    room: Room,
-    entry: Entry,
-    host: Any,
-    jumps: _Jumps,
-    work: Callable[[Connection, Entry], T],
-    budget: float,
-) -> Ended[T]:
-    """One host from the first packet to the last; whatever happens is in what it gives."""
+def _worked(entry: Entry, host: Any, jumps: _Jumps, work: Callable[[Connection, Entry], T]) -> T:
+    """The work on one host, from the first packet to the last."""
     from pyinfra.context import ctx_host
 
-    begun = time.monotonic()
     ctx_host.set(host)
-    phase = "reaching it"
-
-    def so(state: str, why: str, fix: str = "", value: T | None = None) -> Ended[T]:
-        return Ended(value, state, _line(why), fix, round(time.monotonic() - begun, 3))
-
     try:
-        with _within(budget, lambda: f"{phase}"):
-            if entry.jump:
-                kwargs = {**host.data.ssh_paramiko_connect_kwargs, "sock": jumps.channel(entry)}
-                host.data.ssh_paramiko_connect_kwargs = kwargs
-            host.connect(show_errors=False, raise_exceptions=True)
-            phase = "working there"
-            talk = partial(_talk_here, host) if entry.address == LOCAL else partial(_talk, host)
-            return so(OK, "", value=work(_Reached(entry, host, talk), entry))
-    except Failure as failure:
-        return so(failure.state, failure.why, failure.fix)
-    except Exception as error:  # noqa: BLE001 - a host may make anything fail; the others go on
-        named = _failure(room, entry, error, reached=host.connected)
-        return so(named.state, named.why, named.fix)
+        if entry.jump:
+            through = {**host.data.ssh_paramiko_connect_kwargs, "sock": jumps.channel(entry)}
+            host.data.ssh_paramiko_connect_kwargs = through
+        host.connect(show_errors=False, raise_exceptions=True)
+        talk = partial(_talk_here, host) if entry.address == LOCAL else partial(_talk, host)
+        return work(_Reached(entry, host, talk), entry)
     finally:
         _hang_up(host)
 
 
 @contextmanager
-def _within(seconds: float, what: Callable[[], str]) -> Iterator[None]:
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the waiting for all hosts. As Python has it, it would end the greenlet that happens to run then."""
+    import gevent
+
+    waiting, loop = gevent.getcurrent(), gevent.get_hub().loop
+
+    def interrupt(number: int, frame: object) -> None:
+        loop.run_callback_threadsafe(waiting.throw, KeyboardInterrupt)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield  # somebody else's, or ignored (nohup)
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _within(seconds: float, what: str = "") -> Iterator[None]:
     """A limit of time for a block. gevent's is no Exception, so that nothing on the way takes it for a failure."""
     import gevent
 
@@ -324,7 +400,8 @@ def _within(seconds: float, what: Callable[[], str]) -> Iterator[None]:
     except gevent.Timeout as over:
         if over is not limit:
             raise
-        raise Failure(TIMEOUT, f"no answer within {seconds:g} s ({what()})", "look at that machine") from None
+        why = f"no answer within {seconds:g} s" + (f": {what}" if what else "")
+        raise Failure(TIMEOUT, why, "look at that machine") from None
     finally:
         limit.close()
 
@@ -361,7 +438,7 @@ class _Reached:
 
     def run(self, script: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0) -> Answer:
         asked = f"exec sudo -n -- sh -c {shlex.quote(script)}" if sudo else script
-        with _within(timeout, lambda: script.strip().partition("\n")[0][:80]):
+        with _within(timeout, script.strip().partition("\n")[0][:80]):
             code, out, error = self._talk(asked, stdin, facts.MOST)
         answer = Answer(code, out.decode(errors="replace"), error.decode(errors="replace"))
         if sudo and code and answer.error.startswith(("sudo: a password", "sudo-rs: interactive", "sudo: a terminal")):
@@ -390,7 +467,7 @@ class _Reached:
         name = f"{operation.__module__.rpartition('.')[2]}.{operation.__name__}"
         try:
             # pyinfra's own limit ends the command's reading; ours whatever comes before, a little later.
-            with _within(timeout + 1, lambda: name):
+            with _within(timeout + 1, name):
                 done = operation(**arguments, _timeout=int(timeout), _sudo=sudo)
         except PyinfraError as error:
             words = " ".join(" ".join(said).replace(self._host.print_prefix, " ").split())
@@ -490,7 +567,7 @@ def _line(text: str) -> str:
     return " ".join("".join(one if one.isprintable() else " " for one in text).split())[:400]
 
 
-def _failure(room: Room, entry: Entry, error: Exception, *, reached: bool) -> Failure:
+def _failure(room: Room, entry: Entry, error: Exception) -> Failure:
     """What went wrong with a host, in our words. pyinfra wraps what was raised; its cause says which it was."""
     from paramiko.ssh_exception import AuthenticationException, BadHostKeyException, SSHException
 
@@ -509,9 +586,9 @@ def _failure(room: Room, entry: Entry, error: Exception, *, reached: bool) -> Fa
         return Failure(UNREACHABLE, f"login refused for {_user(entry)}: {_tried(entry)}", f"{command(entry)} shows why")
     if "private key file" in str(cause).lower():
         return Failure(UNREACHABLE, f"cannot use the key {entry.key}: {cause}", "write key = ... of a private key")
-    if not reached and isinstance(cause, socket.gaierror):
+    if isinstance(cause, socket.gaierror):
         return Failure(UNREACHABLE, f"no such name: {entry.address}", "correct address in the inventory")
-    if not reached and isinstance(cause, OSError):
+    if isinstance(cause, OSError):
         errors = getattr(cause, "errors", None)  # paramiko tries every address that a name has
         number = next(iter(errors.values())).errno if errors else cause.errno
         if number == errno.ECONNREFUSED:
@@ -521,8 +598,8 @@ def _failure(room: Room, entry: Entry, error: Exception, *, reached: bool) -> Fa
         if number == errno.ETIMEDOUT or isinstance(cause, TimeoutError):
             return Failure(TIMEOUT, f"no answer from {where}", "switch it on, or correct address")
     if isinstance(cause, SSHException | EOFError | OSError):
-        what = "the connection broke off" if reached else f"no ssh with {where}"
-        return Failure(UNREACHABLE, f"{what}: {cause or type(cause).__name__}", f"{command(entry)} shows why")
+        why = f"no ssh with {where}, or it broke off: {cause or type(cause).__name__}"
+        return Failure(UNREACHABLE, why, f"{command(entry)} shows why")
     return Failure(FAILED, f"{type(cause).__name__}: {cause}")
 
 
@@ -557,8 +634,8 @@ for name in python3 python3.15 python3.14 python3.13 python3.12 python3.11 pytho
     if [ "$at" = /usr/bin/python3 ] && [ "$(uname -s)" = Darwin ] && ! xcode-select -p >/dev/null 2>&1; then
         continue
     fi
-    "$at" -I -c 'import sys; sys.exit(sys.version_info < (3, 8))' </dev/null >/dev/null 2>&1 || continue
-    exec "$at" -I -c 'import sys; b = sys.stdin.buffer; exec(compile(b.read(int(b.readline())), "agent", "exec"))'
+    "$at" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 8))' </dev/null >/dev/null 2>&1 || continue
+    exec "$at" -I -S -c 'import sys; b = sys.stdin.buffer; exec(compile(b.read(int(b.readline())), "agent", "exec"))'
 done
 clean() { printf %s "$1" | tr -cd 'A-Za-z0-9 ._/()+-'; }
 ID= VERSION_ID= PRETTY_NAME= folder= can=false

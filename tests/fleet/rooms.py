@@ -167,7 +167,8 @@ class Room:
         """
         chosen = self.hosts if hosts is None else hosts
         lines = ["[room]"]
-        lines += [f"{key} = {_toml(value)}" for key, value in {"user": "admin", "key": self.key, **shared}.items()]
+        keys_of_all = {"user": "admin", "key": self.key, **shared}  # None leaves one out
+        lines += [f"{key} = {_toml(value)}" for key, value in keys_of_all.items() if value is not None]
         for host in chosen:
             own = {"name": host.name, "address": host.address, "port": host.port, **(each or {}).get(host.name, {})}
             lines += ["", "[[host]]", *(f"{key} = {_toml(value)}" for key, value in own.items())]
@@ -240,20 +241,18 @@ def hosts(
             container = f"{prefix}-{name}"
             started.append(container)
             command = ["run", "--detach", "--init", "--name", container, "--hostname", name, "--label", "labrig-room"]
+            ports = [free_port()] if kind == "docker" else []
             if kind == "docker":
-                port = free_port()
                 bridge = f"lr{secrets.token_hex(5)}"
                 bridges.append(bridge)
                 subnet = f"10.214.{secrets.randbelow(256)}.1/24"
-                settings |= {"LISTEN": f"127.0.0.1:{port}", "ENGINE": bridge, "ENGINE_ADDRESS": subnet}
+                settings |= {"LISTEN": f"127.0.0.1:{ports[0]}", "ENGINE": bridge, "ENGINE_ADDRESS": subnet}
                 where = ["--tmpfs", f"/images:exec,size={memory}"] if memory else ["--volume", "/images"]
                 # On the host's network it reaches what listens at 127.0.0.1, as a registry of a test does.
                 command = [one for one in command if one not in ("--hostname", name)]
                 command += ["--privileged", "--network=host", *where]
-                ports = [port]
             else:
-                ports = [free_port() for _ in range(names)]
-                command += [word for port in ports for word in ("--publish", f"127.0.0.1:{port}:22")]
+                command += ["--publish", "127.0.0.1::22"] * names  # the engine finds free ports
             settings = {
                 "AUTHORIZED": room.key.with_suffix(".pub").read_text().strip(),
                 "PASSWORD": password,
@@ -261,6 +260,9 @@ def hosts(
             }
             environment = [word for key, value in settings.items() for word in ("--env", f"{key}={value}")]
             _docker(*command, *environment, image_)
+            if kind != "docker":
+                said = _docker("port", container, "22/tcp").split()
+                ports = [int(place.rpartition(":")[2]) for place in said]
             for number, port in enumerate(ports):
                 made.append(Host(name if names == 1 else f"{name}n{number:02}", kind, port, container))
 
