@@ -1,7 +1,7 @@
 """A room as an Ansible inventory and a playbook, for sites that must: the same work, carried out by Ansible.
 
-The playbook is the same for every room (templates/room/playbook.yml); what differs stands in the inventory, as variables
-of one group a kind: hosts of the same target, engine and platform.
+The playbook is the same for every room (templates/room/playbook.yml). What differs stands in the inventory, as variables of
+a group for each kind: hosts of the same target, engine and platform.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def export(root: Path, path: Path, output: Path, limit: str = "") -> list[Path]:
     kinds = _kinds(course, apply.select(room, limit))
     texts = {name: (root / "templates" / "room" / name).read_text(encoding="utf-8") for name in CONSTANT}
     texts["hosts.yml"] = _hosts(room, kinds)
+    texts["files/labs.sha256"] = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(course.labs.items()))
     for kind in kinds:
         texts |= {f"files/{kind.name}/{name}": text for name, text in _files(kind.wanted).items()}
         if kind.wanted.engine == "venv":
