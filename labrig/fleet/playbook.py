@@ -1,7 +1,7 @@
 """A room as an Ansible inventory and a playbook, for sites that must: the same work, carried out by Ansible.
 
-The playbook is the same for every room (templates/room/playbook.yml). What differs stands in the inventory, as variables of
-a group for each kind: hosts of the same target, engine and platform.
+The playbook is the same for every room (templates/room/playbook.yml). What differs stands in the inventory, in a
+group for each kind: hosts of the same target, engine and platform.
 """
 
 from __future__ import annotations
