@@ -295,15 +295,12 @@ def _patience(budget: float) -> dict[str, float]:
 
 
 def _has_passphrase(key: Path) -> bool:
-    from paramiko import PKey
-    from paramiko.ssh_exception import PasswordRequiredException
+    from pyinfra.connectors.ssh_util import load_key_with_certificate
 
     try:
-        PKey.from_path(key)
-    except PasswordRequiredException:
-        return True
-    except Exception:  # noqa: BLE001 - unreadable in some other way: pyinfra says how, in the host's row
-        return False
+        load_key_with_certificate(str(key), allow_prompt=False)
+    except Exception as error:  # noqa: BLE001 - unreadable in some other way: pyinfra says so in the host's row
+        return "is encrypted" in str(error)
     return False
 
 

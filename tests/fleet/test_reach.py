@@ -260,6 +260,32 @@ def test_through_a_machine_on_the_way(room: rooms.Room, tmp_path: Path) -> None:
     assert reach(inventory, "look")["rows"]["pc01"]["state"] == "OK"
 
 
+def test_ssh_s_own_configuration_is_honoured(room: rooms.Room, tmp_path: Path) -> None:
+    """A short name, a port, a key, a machine on the way; where that is unknown nobody is asked whether it is right."""
+    host, gate = room.of("good")[:2]
+    (tmp_path / ".ssh").mkdir()
+    short = f"Host short\n  HostName 127.0.0.1\n  Port {host.port}\n  IdentityFile {room.key}\n  ForwardAgent yes\n"
+    (tmp_path / ".ssh" / "config").write_text(short)
+    own = {"address": "short", "port": 22}
+    inventory = room.write(tmp_path, [host], keys=False, key=None, each={"pc01": own})
+    variables = {"HOME": str(tmp_path), "SSH_AUTH_SOCK": ""}
+    done = invoke("keys", f"--inventory={inventory}", "--json", **variables)
+    assert done.returncode == 0 and json.loads(done.stdout)[0]["state"] == "new", done.stderr
+    assert inventory.with_suffix(".known_hosts").read_text().startswith(f"[127.0.0.1]:{host.port} ssh-")
+    assert reach(inventory, "look", **variables)["rows"]["pc01"]["state"] == "OK"
+
+    way = f"  ProxyJump gate\nHost gate\n  HostName 127.0.0.1\n  Port {gate.port}\n  User admin\n"
+    way += f"  IdentityFile {room.key}\n"
+    behind = short.replace("127.0.0.1", host.sh("hostname -I").split()[0]).replace(f"Port {host.port}", "Port 22")
+    (tmp_path / ".ssh" / "config").write_text(behind + way)
+    refused = invoke("keys", f"--inventory={inventory}", "--json", **variables)
+    assert refused.returncode == 7 and json.loads(refused.stdout)[0]["state"] == "UNREACHABLE", refused.stdout
+    (tmp_path / ".ssh" / "known_hosts").write_text("".join(f"{line}\n" for line in gate.keys))
+    done = invoke("keys", f"--inventory={inventory}", "--json", **variables)
+    assert done.returncode == 0 and json.loads(done.stdout)[0]["state"] == "new", done.stdout
+    assert reach(inventory, "look", **variables)["rows"]["pc01"]["state"] == "OK"
+
+
 def test_keys_are_collected_once(tmp_path: Path) -> None:
     with rooms.hosts(2, clones=1, refused=1) as own:
         inventory = own.write(tmp_path, keys=False)
