@@ -391,7 +391,8 @@ def row_of(course: Course, found: Plan, *, done: Sequence[Step] = (), seconds: f
 
 def _row_of_failure(course: Course, entry: Entry, how: ssh.Ended[Any]) -> Row:
     again = f"{_command(course.room)} --limit={entry.name}"
-    fix = how.fix or (f"{again} --budget=SECONDS" if how.state == TIMEOUT else again)
+    again += " --budget=SECONDS" * (how.state == TIMEOUT)
+    fix = f"{how.fix}; then {again}" if how.fix else again
     return Row(entry.name, entry.room, _named(entry), how.state or FAILED, why=how.why, fix=fix, seconds=how.seconds)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -417,7 +418,9 @@ def _hang_up(host: Any) -> None:
 class _Reached:
     """A host that was reached; see the Protocol."""
 
-    def __init__(self, entry: Entry, host: Any, talk: Callable[[str, bytes, int], tuple[int, bytes, bytes]]) -> None:
+    def __init__(
+        self, entry: Entry, host: Any, talk: Callable[[str, bytes | mmap, int], tuple[int, bytes, bytes]]
+    ) -> None:
         self.name = entry.name
         self._entry, self._host, self._talk = entry, host, talk
 
@@ -433,7 +436,7 @@ class _Reached:
             raise Failure(FAILED, f"printed no facts: {said[-200:] or 'nothing'}", f"{command(self._entry)} uname")
         return out
 
-    def run(self, script: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0) -> Answer:
+    def run(self, script: str, *, stdin: bytes | mmap = b"", sudo: bool = False, timeout: float = 60.0) -> Answer:
         asked = f"exec sudo -n -- sh -c {shlex.quote(script)}" if sudo else script
         with _within(timeout, script.strip().partition("\n")[0][:80]):
             code, out, error = self._talk(asked, stdin, facts.MOST)
@@ -443,7 +446,13 @@ class _Reached:
         return answer
 
     def send(self, source: Path | bytes, to: str, *, mode: int = 0o644, timeout: float = 600.0) -> None:
-        content = source if isinstance(source, bytes) else source.read_bytes()
+        if isinstance(source, Path):  # not read into memory: a room gets a wheel of gigabytes side by side
+            with source.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+                self._send(content, to, mode, timeout)
+        else:
+            self._send(source, to, mode, timeout)
+
+    def _send(self, content: bytes | mmap, to: str, mode: int, timeout: float) -> None:
         folder, _, name = to.rpartition("/")
         part, place = shlex.quote(f"{folder}/.{name}.part"), shlex.quote(to)
         # The size is compared there: a connection that breaks off looks like the end of the file.
@@ -473,7 +482,7 @@ class _Reached:
         return bool(done.did_change())
 
 
-def _talk(host: Any, script: str, stdin: bytes, most: int) -> tuple[int, bytes, bytes]:
+def _talk(host: Any, script: str, stdin: bytes | mmap, most: int) -> tuple[int, bytes, bytes]:
     """Run a shell script over ssh: its exit code, at most so many bytes of stdout, and the end of stderr.
 
     Not through pyinfra's run_shell_command: that makes lines of text of what goes in and comes out.
@@ -497,9 +506,10 @@ def _talk(host: Any, script: str, stdin: bytes, most: int) -> tuple[int, bytes, 
         return code, out, error
 
 
-def _feed(channel: Any, stdin: bytes) -> None:
+def _feed(channel: Any, stdin: bytes | mmap) -> None:
     with suppress(OSError, EOFError):  # whoever does not read to the end has a reason, and says it
-        channel.sendall(stdin)
+        for at in range(0, len(stdin), _CHUNK):  # sendall copies what is left once a packet: minutes for a torch
+            channel.sendall(stdin[at : at + _CHUNK])
         channel.shutdown_write()
 
 
@@ -519,7 +529,7 @@ def _tail(receive: Callable[[int], bytes]) -> bytes:
     return kept
 
 
-def _talk_here(host: Any, script: str, stdin: bytes, most: int) -> tuple[int, bytes, bytes]:
+def _talk_here(host: Any, script: str, stdin: bytes | mmap, most: int) -> tuple[int, bytes, bytes]:
     """The same on the machine you sit at."""
     import subprocess
 
@@ -551,11 +561,11 @@ def _talk_here(host: Any, script: str, stdin: bytes, most: int) -> tuple[int, by
                 stream.close()
 
 
-def _feed_here(stream: Any, stdin: bytes) -> None:
+def _feed_here(stream: Any, stdin: bytes | mmap) -> None:
     with suppress(OSError):
-        left = memoryview(stdin)
-        while left:
-            left = left[stream.write(left) :]
+        at = 0
+        while at < len(stdin):
+            at += stream.write(stdin[at : at + _CHUNK])
         stream.close()
 
 
