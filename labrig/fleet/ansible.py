@@ -122,7 +122,7 @@ def import_room(path: Path) -> Imported:
             unused[key] = unused.get(key, 0) + 1
     if not tables:
         raise UsageError(f"{path} has no machines", found="; ".join(notes)[:300] or "no host", fix="name another file")
-    notes += [f"{key}: of {count} hosts, not labrig's, left out" for key, count in sorted(unused.items())]
+    notes += [f"{key}: of {count} hosts, no key of a room's file, left out" for key, count in sorted(unused.items())]
     for folder in ("group_vars", "host_vars"):
         if (path.parent / folder).is_dir():
             notes.append(f"{folder}/ beside it was not read: ansible-inventory -i {path.name} --list --yaml has it all")
@@ -167,7 +167,11 @@ def _priority(group: Group) -> int:
 
 def _room_of(found: Inventory, host: str) -> str:
     """The group that is nearest to a host, which is most likely where it stands; of several the first of the file."""
-    direct = [name for name, group in found.groups.items() if host in group.hosts and name not in ("all", "ungrouped")]
+    direct = [
+        name
+        for name, group in found.groups.items()
+        if host in group.hosts and name not in ("all", "ungrouped") and not name.startswith("labrig_")
+    ]
     deepest = max((found.depths[name] for name in direct), default=0)
     return next((name for name in direct if found.depths[name] == deepest), "")
 

@@ -164,6 +164,7 @@ def _of_host(room: Room, entry: Entry) -> dict[str, Any]:
         said["ansible_password"] = f"{{{{ lookup('file', {json.dumps(str(Path(where).expanduser().absolute()))}) }}}}"
     said |= {"labrig_folder": entry.folder} if entry.folder != FOLDER else {}
     said |= {"labrig_install": [*entry.install]} if entry.install else {}
+    said |= {"labrig_room": entry.room} if entry.room else {}
     return said
 
 

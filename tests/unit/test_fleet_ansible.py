@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+import tarfile
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import courses
 import pytest
+import samples
+import yaml
 
-from labrig import inventory
+from labrig import inventory, published
 from labrig.errors import UsageError
-from labrig.fleet import ansible
+from labrig.fleet import Row, ansible, apply, playbook
 
 INI = """\
 # a room
@@ -224,8 +232,109 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_texts_cannot_break_out_of_their_quotes(tmp_path: Path) -> None:
     nasty = '"\n[[host]]\nname = "x" # \\ \x7f'
-    import json
-
     text = json.dumps({"all": {"hosts": {"a": {"labrig_notes": nasty}}, "vars": {"b\nc": 1}}})
     hosts = room(tmp_path, text, "h.json")
     assert [*hosts] == ["a"] and hosts["a"].notes == nasty
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+ROOM = """\
+[room]
+cache = "10.0.7.1:5000"
+user = "admin"
+[[host]]
+name = "pc1"
+address = "10.0.7.11"
+target = "cpu"
+engine = "venv"
+room = "E1.07"
+key = "/keys/lab key"
+jump = "admin@gateway:2200"
+[[host]]
+name = "pc2"
+address = "10.0.7.12"
+target = "cpu"
+engine = "docker"
+port = 2222
+password = "env:ROOM_PASSWORD"
+install = ["docker"]
+[[host]]
+name = "here"
+address = "@local"
+target = "cpu"
+engine = "venv"
+folder = "/srv/labrig"
+"""
+
+
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A room, and the folder that it was exported to."""
+    checkout = courses.make(tmp_path)
+    monkeypatch.setenv("LABRIG_CACHE", str(checkout.cache))
+    monkeypatch.setenv("ROOM_PASSWORD", "geheim")
+    published.keep(checkout.root / "images", samples.published("cpu"))
+    files = playbook.export(checkout.root, write(tmp_path, ROOM, "room.toml"), tmp_path / "out")
+    assert all(file.is_file() for file in files)
+    return tmp_path / "out"
+
+
+def test_an_export_comes_back_as_the_same_room(exported: Path, tmp_path: Path) -> None:
+    before = inventory.read(tmp_path / "room.toml").hosts
+    (tmp_path / "back.toml").write_text(ansible.import_room(exported / "hosts.yml").text)
+    after = {one.name: one for one in inventory.read(tmp_path / "back.toml").hosts}
+    assert {one.name: replace(one, line=0) for one in before} == {n: replace(one, line=0) for n, one in after.items()}
+
+
+def test_every_variable_of_the_playbook_is_known_of_every_host(exported: Path) -> None:
+    found = ansible.read(exported / "hosts.yml")
+    for play in yaml.safe_load((exported / "playbook.yml").read_text()):
+        used = set(re.findall(r"\blabrig_[a-z]+\b", yaml.safe_dump(play["tasks"])))
+        used |= set(re.findall(r"\blabrig_[a-z]+\b", str(play.get("vars", ""))))
+        for engine in play["hosts"].split(":"):
+            for child in found.groups[engine].children:
+                for host in found.groups[child].hosts:
+                    assert used <= set(ansible.variables_of(found, host)), host
+
+
+def test_an_export_has_what_the_playbook_copies(exported: Path, tmp_path: Path) -> None:
+    kind = exported / "files" / "labrig_cpu_venv_linux_x86_64"
+    assert {file.name for file in kind.iterdir()} == {"start", "applied.json", "requirements.txt"}
+    wheels = [*(exported / "wheels").glob("*/*.whl")]
+    lines = (kind / "requirements.txt").read_text().splitlines()
+    assert {hashlib.sha256(one.read_bytes()).hexdigest() for one in wheels} == {
+        line.partition("sha256:")[2] for line in lines
+    }
+    assert all(one.stat().st_nlink == 1 for one in wheels), "no file is shared with the wheelhouse"
+    sums = dict(reversed(line.split("  ")) for line in (exported / "files" / "labs.sha256").read_text().splitlines())
+    with tarfile.open(exported / "files" / "labs.tar") as archive:
+        packed = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in packed.items()} == sums
+
+
+def test_an_export_holds_no_password_and_strict_host_keys(exported: Path) -> None:
+    text = "".join(file.read_text() for file in exported.rglob("*") if file.suffix in (".yml", ".cfg", ".json"))
+    assert "geheim" not in text and "lookup(''env'', ''ROOM_PASSWORD'')" in text
+    assert text.count("StrictHostKeyChecking=yes") == 2 and "host_key_checking = True" in text
+
+
+def test_an_export_needs_to_know_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout = courses.make(tmp_path)
+    monkeypatch.setenv("LABRIG_CACHE", str(checkout.cache))
+    file = write(tmp_path, '[[host]]\nname = "pc1"\naddress = "10.0.7.11"\n', "room.toml")
+    with pytest.raises(UsageError, match="pc1: what it should have is not known"):
+        playbook.export(checkout.root, file, tmp_path / "out")
+    apply.keep_run(inventory.read(file), [Row("pc1", target="cpu (venv)", state="OK")])
+    playbook.export(checkout.root, file, tmp_path / "out")
+    assert "labrig_cpu_venv_linux_x86_64" in (tmp_path / "out" / "hosts.yml").read_text()
+
+
+@pytest.mark.parametrize(
+    "flags", [("", "", ""), ("a", "b", "c"), ("a", "", "c"), ("", "b", ""), ("", "", "c"), ("a", "b", "")]
+)
+def test_flags_say_one_way(flags: tuple[str, str, str]) -> None:
+    with pytest.raises(UsageError, match="which way"):
+        ansible.is_import(*flags)
+    assert ansible.is_import("a", "", "") and not ansible.is_import("", "b", "c")
