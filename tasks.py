@@ -662,6 +662,9 @@ def import_kit(c: Context, kit: str, json: bool = False) -> None:
         "retries": "times that a host which failed is tried again",
         "budget": "seconds that a host has (without it 60 to answer a plan, 1800 for an apply)",
         "parallel": "hosts at once",
+        "wave": "hosts that pull an image at once; without it as many as the link of --megabits can take",
+        "cold": "pull also where the room's cache does not hold the image",
+        "megabits": "of the cache's link, a second (default: 1000)",
         "json": AS_JSON,
     }
 )
@@ -676,6 +679,9 @@ def provision(
     retries: int = 0,
     budget: int = 0,
     parallel: int = 0,
+    wave: int = 0,
+    cold: bool = False,
+    megabits: int = 1000,
     json: bool = False,
 ) -> None:
     """Bring the machines of a room to what they should have: engine, image or environment, labs, a start command."""
@@ -684,7 +690,7 @@ def provision(
     from labrig.fleet import apply
 
     room = apply.find_room(inventory, host)
-    options = apply.read_options(limit, max_fail, retries, budget, parallel)
+    options = apply.read_options(limit, max_fail, retries, budget, parallel, wave, cold, megabits)
     rows = (apply.plan if plan else apply.apply)(ROOT, room, options)
     if json:
         cli.print_json([asdict(row) for row in rows])

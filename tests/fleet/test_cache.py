@@ -9,6 +9,7 @@ import base64
 import concurrent.futures
 import contextlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -20,9 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import certificates
+import courses
 import moods
 import pytest
 import registries
+import rooms
 from moods import Moody
 
 from labrig import blobs, inventory, oci, published, registry
@@ -330,3 +333,31 @@ def test_compose_takes_its_file(rig: Rig, tmp_path: Path) -> None:
         for name, text in mirror.rendered(rig.root, rig.room, "https://registry.example.org", tls=tls).items():
             (tmp_path / name).write_text(text)
         subprocess.run(["docker", "compose", "config", "--quiet"], cwd=tmp_path, check=True, timeout=60)
+
+
+def test_provision_refuses_a_cold_cache_unless_told(rig: Rig, tmp_path: Path) -> None:
+    checkout = courses.make(tmp_path / "course")
+    published.keep(checkout.root / "images", rig.image)
+
+    def invoke(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "invoke", *words, f"--inventory={inventory}"], cwd=checkout.root,
+            env={**os.environ, "LABRIG_CACHE": str(checkout.cache)}, capture_output=True, text=True, timeout=300,
+            check=False,
+        )  # fmt: skip
+
+    with rig.run(), rooms.hosts(0, docker=1) as room:
+        (host,) = room.hosts
+        inventory = room.write(tmp_path, cache=rig.room.cache, target="cpu")
+        refused = invoke("provision")
+        assert refused.returncode == 7 and "invoke warm --inventory=" in refused.stderr, refused.stderr
+        assert "labrig/cpu" not in host.sh("docker images"), "nothing was pulled"
+        assert invoke("warm").returncode == 0
+        rig.upstream.sent = 0
+        done = invoke("provision")
+        assert done.returncode == 0 and "1 host, 32.0 MB, 1 at once" in done.stderr, done.stderr
+        assert "labrig/cpu" in host.sh("docker images") and rig.upstream.sent == 0
+        host.sh("docker rmi --force $(docker images --quiet labrig/cpu)")
+        shutil.rmtree(rig.data)
+        cold = invoke("provision", "--cold")
+        assert cold.returncode == 0 and rig.upstream.sent > rig.image.size, cold.stderr
