@@ -1,6 +1,6 @@
-"""Ansible's inventories, in and out: what a site has becomes a room's file; a room becomes an inventory and a playbook.
+"""Ansible's inventories, taken over: what a site has becomes a room's file. (The other way is in playbook.)
 
-No Ansible is needed to read or write them. Formats: docs.ansible.com, "How to build your inventory", and where that is
+No Ansible is needed to read them. Formats: docs.ansible.com, "How to build your inventory", and where that is
 silent, what ansible-core's plugins/inventory/ini.py and yaml.py do. Variables come in Ansible's order: ``all``, then
 groups by their depth, priority and name, then the host's own.
 """

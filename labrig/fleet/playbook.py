@@ -20,7 +20,7 @@ from typing import Any
 
 from labrig import environment, home, inventory, wheelhouse
 from labrig.engines.venv import requirements_text
-from labrig.errors import UsageError
+from labrig.errors import FetchError, UsageError
 from labrig.files import EPOCH, copy_proven, write_atomically
 from labrig.fleet import apply, cache
 from labrig.fleet import plan as planning
@@ -182,7 +182,8 @@ def _bring_wheels(course: Course, wanted: Wanted, folder: Path) -> None:
         to = folder / wheel.file
         if not (to.exists() and to.stat().st_size == wheel.size):
             with wheelhouse.find(wheel, home.wheels()).open("rb") as source:
-                copy_proven(source, to, wheel.sha256, wheel.size)
+                if not copy_proven(source, to, wheel.sha256, wheel.size):
+                    raise FetchError(f"{wheel.file} in the wheelhouse is not what the lock says", fix="invoke fetch")
     for file in set(folder.iterdir()) - {folder / wheel.file for wheel in wanted.lock.wheels}:
         file.unlink()
 
