@@ -418,7 +418,8 @@ class Hashes:
             handle, name = tempfile.mkstemp(prefix=MEMORY, dir=os.path.dirname(self.place))
             try:
                 with os.fdopen(handle, "w") as file:
-                    json.dump(dict(self.known, **self.kept), file)
+                    kept = dict(self.known, **self.kept)
+                    json.dump({path: mark for path, mark in kept.items() if os.path.exists(path)}, file)
                 os.replace(name, self.place)
             except BaseException:
                 os.unlink(name)

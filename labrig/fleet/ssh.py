@@ -26,7 +26,7 @@ from typing import Any, Generic, TypeVar
 
 from labrig import inventory
 from labrig.errors import HostError, Interrupted
-from labrig.fleet import FAILED, OK, TIMEOUT, UNREACHABLE, Answer, Connection, facts
+from labrig.fleet import FAILED, TIMEOUT, UNREACHABLE, Answer, Connection, facts
 from labrig.fleet.facts import Facts
 from labrig.inventory import LOCAL, Entry, Room
 
@@ -47,7 +47,7 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Ended(Generic[T]):
-    """How the work on one host ended: its value, or a state with a reason; after how many seconds."""
+    """How the work on one host ended: its value and no state, or a state with a reason; after how many seconds."""
 
     value: T | None
     state: str = ""
@@ -68,7 +68,7 @@ def each(
     """Do the work on every host, side by side; nothing that one host does, or does not, costs another its row.
 
     ``budget`` is in seconds for a host, from the moment it gets its turn; ``ended`` is told of each when it is through.
-    The result has every entry, by name, whatever happened: state OK with what the work gave, or why there is nothing.
+    The result has every entry, by name, whatever happened: what the work gave, or a state and why there is nothing.
     Connections are closed.
 
     Raises:
@@ -110,7 +110,7 @@ def _side_by_side(
         how: Ended[T]
         try:
             with _within(budget):
-                how = Ended(work(entry, jumps), OK)
+                how = Ended(work(entry, jumps))
         except Failure as failure:
             how = Ended(None, failure.state, _line(failure.why), failure.fix)
         except Exception as error:  # noqa: BLE001 - a host may make anything fail; the others go on
@@ -354,6 +354,8 @@ def _worked(entry: Entry, host: Any, jumps: _Jumps, work: Callable[[Connection, 
     """The work on one host, from the first packet to the last."""
     from pyinfra.context import ctx_host
 
+    if not entry.address:  # pyinfra would dial its name
+        raise Failure(UNREACHABLE, "it has no address", f"write address = ... at line {entry.line} of the inventory")
     ctx_host.set(host)
     try:
         if entry.jump:

@@ -81,7 +81,7 @@ def main() -> None:
     now = resource.getrusage(resource.RUSAGE_SELF)
     assert sorted(told) == sorted(rows)
     cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
-    rows = {name: asdict(how) for name, how in rows.items()}
+    rows = {name: {**asdict(how), "state": how.state or "OK"} for name, how in rows.items()}
     print(json.dumps({"rows": rows, "cpu": cpu, "wall": time.monotonic() - begun}))
 
 

@@ -115,6 +115,15 @@ def test_nothing_is_dialled_that_is_no_host(room: rooms.Room, tmp_path: Path) ->
         # And pyinfra's own words for connectors and groups are no names.
         wrong.write_text(inventory.read_text().replace('name = "pc01"', 'name = "@docker/pc01"'))
         assert invoke("keys", f"--inventory={wrong}").returncode == 2
+        # Nor is a machine that is only described, although its name is one that resolves.
+        described = tmp_path / "described.toml"
+        described.write_text(
+            f'[room]\nport = {port}\n[[host]]\nname = "localhost"\nmachine = "linux x86_64"\n'
+            f'[[host]]\nname = "pc01"\naddress = "127.0.0.1"\nport = {room["refused1"].port}\n'
+        )
+        rows = reach(described, "look")["rows"]
+        assert rows["localhost"]["state"] == "UNREACHABLE" and rows["localhost"]["why"] == "it has no address"
+        assert rows["localhost"]["fix"] == "write address = ... at line 3 of the inventory"
         with pytest.raises(TimeoutError):
             trap.accept()
 
