@@ -13,6 +13,7 @@ import os
 import shlex
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -229,9 +230,19 @@ def become_cooperative() -> None:
         if _note not in logger.filters:
             logger.addFilter(_note)
             logger.addHandler(logging.NullHandler())
+    sys.unraisablehook = _say_unraisable
     # Nobody is asked anything: not for sudo's password, and not whether an unknown machine on the way is the right one.
     setattr(pyinfra.connectors.util, "getpass", _no_password)  # noqa: B010 - types forbid what is meant here
     setattr(client, "AskPolicy", client.StrictPolicy)  # noqa: B010
+
+
+def _say_unraisable(unraisable: Any) -> None:
+    """Python's own words about an error in __del__, but for one: files of hosts that were given up are let go of in
+    gevent's loop, where paramiko's cannot wait for the lock of a channel that is closed in any case."""
+    from gevent.exceptions import BlockingSwitchOutError
+
+    if not isinstance(unraisable.exc_value, BlockingSwitchOutError):
+        sys.__unraisablehook__(unraisable)
 
 
 def _note(record: logging.LogRecord) -> bool:

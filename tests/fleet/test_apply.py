@@ -218,9 +218,10 @@ def test_ctrl_c_keeps_what_was_finished(world: World) -> None:
 
 
 def test_a_frozen_host_costs_its_row_and_is_tried_again_alone(world: World) -> None:
+    assert world.run().code == 0
     world.room["pc04"].freeze()
     try:
-        stuck = world.run("--budget=6", "--retries=1")
+        stuck = world.run("--budget=15", "--retries=1")
     finally:
         world.room["pc04"].thaw()
     assert stuck.code == 7 and stuck.states() == {"pc01": "OK", "pc02": "OK", "pc03": "OK", "pc04": "TIMEOUT"}
@@ -233,7 +234,7 @@ def test_no_more_hosts_are_begun_once_too_many_have_failed(world: World) -> None
     world.spoil("rm start", "pc02")
     world.room["pc01"].freeze()
     try:
-        ran = world.run("--max-fail=0", "--parallel=1", "--budget=8")
+        ran = world.run("--max-fail=0", "--parallel=1", "--budget=15")
     finally:
         world.room["pc01"].thaw()
     assert ran.code == 7
