@@ -682,6 +682,118 @@ def import_kit(c: Context, kit: str, json: bool = False) -> None:
 
 @task(
     help={
+        "inventory": "the room: a TOML file with a [[host]] table for each machine",
+        "host": "@local, the machine you sit at, instead of a room",
+        "plan": "change nothing; exit 8 if changes are pending, 7 if a host is refused or does not answer",
+        "limit": "only these: names with commas, room:NAME, or @failed of the last run",
+        "max_fail": "begin no more hosts once more than N, or N%, have failed",
+        "retries": "times that a host which failed is tried again",
+        "budget": "seconds that a host has (without it 60 to answer a plan, 1800 for an apply)",
+        "parallel": "hosts at once",
+        "wave": "hosts that pull an image at once; without it as many as the link of --megabits can take",
+        "cold": "pull also where the room's cache does not hold the image",
+        "megabits": "of the cache's link, a second (default: 1000)",
+        "json": AS_JSON,
+    }
+)
+@cli.door
+def provision(
+    c: Context,
+    inventory: str = "",
+    host: str = "",
+    plan: bool = False,
+    limit: str = "",
+    max_fail: str = "",
+    retries: int = 0,
+    budget: int = 0,
+    parallel: int = 0,
+    wave: int = 0,
+    cold: bool = False,
+    megabits: int = 1000,
+    json: bool = False,
+) -> None:
+    """Bring the machines of a room to what they should have: engine, image or environment, labs, a start command."""
+    from dataclasses import asdict
+
+    from labrig.fleet import apply
+
+    room = apply.find_room(inventory, host)
+    options = apply.read_options(limit, max_fail, retries, budget, parallel, wave, cold, megabits)
+    rows = (apply.plan if plan else apply.apply)(ROOT, room, options)
+    if json:
+        cli.print_json([asdict(row) for row in rows])
+    else:
+        cli.print_table(apply.COLUMNS, apply.table(rows), wrapped=("changes", apply.COLUMNS[-1]))
+        print(apply.tally(rows))
+    (apply.require_planned if plan else apply.require_applied)(rows)
+
+
+@task(
+    help={
+        "inventory": "the room: a TOML file with a [[host]] table for each machine, and its cache",
+        "target": "this target's image only; without it every one that a host of the room wants",
+        "megabits": "of the link to the registry, a second, for the estimate (default: 1000)",
+        "json": AS_JSON,
+    }
+)
+@cli.door
+def warm(c: Context, inventory: str, target: str = "", megabits: int = 1000, json: bool = False) -> None:
+    """Fill the room's registry cache by one pull of each image, and prove that it holds every byte of them."""
+    from labrig.fleet import cache
+
+    warmed = cache.warm(ROOT, Path(inventory), target, megabits=megabits)
+    if json:
+        cli.print_json([one.to_json() for one in warmed])
+    else:
+        cli.print_table(cache.COLUMNS, cache.rows(warmed), wrapped=cache.COLUMNS[-1:])
+
+
+@task(
+    help={
+        "inventory": "the room: a TOML file whose [room] table names the cache",
+        "output": "folder for the files; without it cache-NAME beside the inventory",
+        "upstream": "the registry behind the cache, https://HOST; without it the one that images were published to",
+        "tls": "the cache has a certificate; without it hosts speak http to it",
+    }
+)
+@cli.door
+def cache(c: Context, inventory: str, output: str = "", upstream: str = "", tls: bool = False) -> None:
+    """Write the configuration of the room's registry cache, and what the engines of its hosts need to use it."""
+    from labrig.fleet import mirror
+
+    room = Path(inventory)
+    folder = Path(output) if output else room.parent / f"cache-{room.stem}"
+    for file in mirror.write(ROOT, room, folder, upstream=upstream, tls=tls):
+        print(file)
+
+
+@task(
+    help={
+        "from": "an Ansible inventory, INI or YAML: the text of a room's file is printed",
+        "inventory": "the room: a TOML file with a [[host]] table for each machine; goes out to --output",
+        "output": "folder for an Ansible inventory, a playbook and what it copies",
+        "limit": "only these hosts of --inventory: names with commas, or room:NAME",
+    }
+)
+@cli.door
+def ansible(c: Context, from_: str = "", inventory: str = "", output: str = "", limit: str = "") -> None:
+    """Take an Ansible inventory over, or write one with a playbook that does what provision does."""
+    from labrig.fleet import ansible
+
+    if ansible.is_import(from_, inventory, output):
+        found = ansible.import_room(Path(from_))
+        for note in found.notes:
+            print(note, file=sys.stderr)
+        print(found.text, end="")
+    else:
+        from labrig.fleet import playbook
+
+        for file in playbook.export(ROOT, Path(inventory), Path(output), limit):
+            print(file)
+
+
+@task(
+    help={
         "inventory": "a room: a TOML file with a [[host]] table for each machine",
         "replace": "a host whose key may be another than the one that is known (repeatable)",
         "json": AS_JSON,
@@ -699,45 +811,3 @@ def keys(c: Context, inventory: str, replace: list[str] | None = None, json: boo
     else:
         cli.print_table(keys.COLUMNS, [row.cells() for row in rows], wrapped=keys.WRAPPED)
     keys.require_known(rows)
-
-
-@task(
-    help={
-        "inventory": "the room: a TOML file with a [[host]] table for each machine",
-        "host": "@local, the machine you sit at, instead of a room",
-        "plan": "change nothing; exit 8 if changes are pending, 7 if a host is refused or does not answer",
-        "limit": "only these: names with commas, room:NAME, or @failed of the last run",
-        "max_fail": "begin no more hosts once more than N, or N%, have failed",
-        "retries": "times that a host which failed is tried again",
-        "budget": "seconds that a host has (without it 60 to answer a plan, 1800 for an apply)",
-        "parallel": "hosts at once",
-        "json": AS_JSON,
-    }
-)
-@cli.door
-def provision(
-    c: Context,
-    inventory: str = "",
-    host: str = "",
-    plan: bool = False,
-    limit: str = "",
-    max_fail: str = "",
-    retries: int = 0,
-    budget: int = 0,
-    parallel: int = 0,
-    json: bool = False,
-) -> None:
-    """Bring the machines of a room to what they should have: engine, image or environment, labs, a start command."""
-    from dataclasses import asdict
-
-    from labrig.fleet import apply
-
-    room = apply.find_room(inventory, host)
-    options = apply.read_options(limit, max_fail, retries, budget, parallel)
-    rows = (apply.plan if plan else apply.apply)(ROOT, room, options)
-    if json:
-        cli.print_json([asdict(row) for row in rows])
-    else:
-        cli.print_table(apply.COLUMNS, apply.table(rows), wrapped=("changes", apply.COLUMNS[-1]))
-        print(apply.tally(rows))
-    (apply.require_planned if plan else apply.require_applied)(rows)

@@ -21,6 +21,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -286,6 +287,69 @@ def keep(digest: str, size: int, source: BinaryIO) -> None:
     blobs.seal(to)
 
 
+@dataclass(frozen=True)
+class Source:
+    """An image's repository, read as an engine reads it: everything comes over the network, nothing is kept."""
+
+    registry: Registry
+    place: Container
+
+    def manifest(self, digest: str) -> bytes:
+        """A manifest or an index, not yet proven. Raises DistributeError where the registry has none."""
+        url = f"{self.place.registry}/v2/{self.place.api_prefix}/manifests/{digest}"
+        with self._get(url, digest, headers=dict(ACCEPTED)) as answer:
+            return bytes(answer.content)
+
+    @contextlib.contextmanager
+    def blob(self, digest: str) -> Iterator[tuple[bool, Iterator[bytes]]]:
+        """All of a blob, asked for as a range: whether it is answered as one (206), and the pieces, not yet proven.
+
+        Raises DistributeError where the registry does not give it.
+        """
+        headers = {"Range": "bytes=0-", "Accept-Encoding": "identity"}
+        with self._get(self.place.get_blob_url(digest), digest, headers=headers) as answer:
+            yield answer.status_code == 206, answer.iter_content(CHUNK)
+
+    def gives_ranges(self, digest: str) -> bool:
+        """Whether it answers with one byte when asked for one (206); the rest of a longer answer is not read.
+
+        A cache that is just writing down that it holds a blob answers with 500 ("invalid checksum digest format").
+        """
+        good, url = (200, 206, 500), self.place.get_blob_url(digest)
+        with self._get(url, digest, good, headers={"Range": "bytes=0-0"}) as answer:
+            return bool(answer.status_code == 206)
+
+    def _get(self, url: str, digest: str, good: tuple[int, ...] = (200, 206), **how: Any) -> Response:
+        answer: Response = self.registry.do_request(f"{self.registry.prefix}://{url}", "GET", stream=True, **how)
+        if answer.status_code not in good:
+            with answer:
+                said = " ".join(answer.text.split())[:200]
+            if answer.status_code in (401, 403):
+                raise ValueError(f"GET {digest}: {answer.status_code} {answer.reason} {said}")
+            raise DistributeError(
+                f"{self.place.registry} does not give {self.place.api_prefix}@{digest}",
+                found=f"{answer.status_code} {answer.reason} {said}",
+                fix="it is not there, or was removed: ask who published it"
+                if answer.status_code == 404
+                else "look at its log; a cache says so where the registry behind it cannot be reached or refuses",
+            )
+        return answer
+
+
+@contextlib.contextmanager
+def reading(reference: str) -> Iterator[Source]:
+    """Read from a registry, or a cache in front of one, that need not have TLS: what is read is proven by digest.
+
+    Raises:
+        DistributeError: it cannot be reached, or refuses.
+    """
+    with _connected(reference, plain=True) as (registry, place):
+        try:
+            yield Source(registry, place)
+        finally:
+            registry.session.close()
+
+
 # --- the protocol -----------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +364,8 @@ def _parse(reference: str) -> dict[str, str | None]:
 
 
 @contextlib.contextmanager
-def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
+def _connected(reference: str, *, plain: bool = False) -> Iterator[tuple[Registry, Container]]:
+    """A client for a registry. ``plain``: http is spoken to another machine as well, and no password is then sent."""
     import requests
     from oras.auth import AuthenticationException
 
@@ -309,10 +374,12 @@ def _connected(reference: str) -> Iterator[tuple[Registry, Container]]:
     here = bare in ("localhost", "[::1]") or bare.startswith("127.")
     logging.getLogger("oras").setLevel(logging.CRITICAL)  # what it would say, an error of ours says
     try:
-        registry = _client(host, insecure=here and not _speaks_tls(host))
+        insecure = (here or plain) and not _speaks_tls(host)
+        registry = _client(host, insecure=insecure)
         place = registry.get_container(reference)
         folder = os.environ.get("DOCKER_CONFIG")
-        _log_in(registry, place, folder or "")
+        if here or not insecure:
+            _log_in(registry, place, folder or "")
         yield registry, place
     except KeyboardInterrupt:
         raise Interrupted("it was interrupted", fix="run it again: what is there already is not sent again") from None

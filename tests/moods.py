@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import secrets
+import sys
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -96,7 +97,10 @@ def serve(folder: Path) -> Iterator[Moody]:
                     moody.gone = self.close_connection = True
                     return
                 body = self.rfile.read(size)
-                headers = {name: value for name, value in self.headers.items() if name != "Connection"}
+                # A header may come several times, such as Accept (RFC 9110, section 5.3).
+                headers = {
+                    name: ", ".join(self.headers.get_all(name, ())) for name in self.headers if name != "Connection"
+                }
                 upstream = http.client.HTTPConnection("127.0.0.1", int(real), timeout=60)
                 try:
                     upstream.request(self.command, self.path, body, headers)
@@ -132,8 +136,13 @@ def serve(folder: Path) -> Iterator[Moody]:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, request: object, client_address: object) -> None:
+                if not isinstance(sys.exception(), ConnectionError):  # who asked has gone
+                    super().handle_error(request, client_address)  # type: ignore[arg-type]
+
         lock = threading.Lock()
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server = Server(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
         moody = Moody(f"127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import secrets
 import socket
 import subprocess
 import time
@@ -21,9 +24,7 @@ def serve(folder: Path, *, closed: bool = False, tls: Path | None = None) -> Ite
 
     ``closed``: for the user with the password. ``tls``: a file with the certificate and the key that it has.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings: dict[str, Any] = {
         "version": 0.1,
         "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
@@ -35,9 +36,37 @@ def serve(folder: Path, *, closed: bool = False, tls: Path | None = None) -> Ite
         (folder / "users").write_text(f"{USER}:{HASH}\n")
         settings["auth"] = {"htpasswd": {"realm": "lab", "path": str(folder / "users")}}
     (folder / "config.yml").write_text(json.dumps(settings))  # YAML, too
-    with subprocess.Popen(
-        ["docker-registry", "serve", str(folder / "config.yml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
+    with run(folder / "config.yml", port):
+        yield f"127.0.0.1:{port}"
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def free_pair() -> int:
+    """A port that is free, as the next one is; below those that connections get (ip_local_port_range, ip(7))."""
+    for _ in range(1000):
+        port = secrets.randbelow(10_000) + 20_000
+        with contextlib.suppress(OSError), socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 1))
+            return port
+    raise AssertionError("no two free ports")
+
+
+@contextmanager
+def run(config: Path, port: int, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """docker-registry with a configuration, once it answers at a port; what it says is in the file log beside that."""
+    with (
+        (config.parent / "log").open("ab") as log,
+        subprocess.Popen(
+            ["docker-registry", "serve", str(config)], stdout=log, stderr=log, env={**os.environ, **variables}
+        ) as process,
+    ):
         try:
             until = time.monotonic() + 20
             while True:
@@ -45,9 +74,9 @@ def serve(folder: Path, *, closed: bool = False, tls: Path | None = None) -> Ite
                     socket.create_connection(("127.0.0.1", port), timeout=1).close()
                     break
                 except OSError:
-                    assert time.monotonic() < until
+                    assert time.monotonic() < until and process.poll() is None, (config.parent / "log").read_text()
                     time.sleep(0.1)
-            yield f"127.0.0.1:{port}"
+            yield process
         finally:
             process.terminate()
 

@@ -10,8 +10,10 @@
     apply       all hosts: retries, the record of the last run, the live table
     report      rows: text, JSON, JUnit, HTML
     keys        host keys, and machines that are clones
-    cache       the room's registry cache: warmed, asked, configured
-    ansible     Ansible's inventories in and out, and a playbook
+    cache       the room's registry cache: warmed, asked, and in which waves hosts pull
+    mirror      its configuration, and what engines need to use it
+    ansible     Ansible's inventories, taken over
+    playbook    a room as an Ansible inventory and a playbook
 
 pyinfra, paramiko and gevent are the extra `labrig[fleet]` and are imported where they are used: by ssh and steps.
 """

@@ -18,7 +18,7 @@ from typing import Any
 from labrig import home
 from labrig.errors import DistributeError, LabrigError, PendingError, UsageError
 from labrig.files import write_atomically
-from labrig.fleet import DRIFT, FAILED, OK, STATES, TIMEOUT, Connection, Row, ssh, steps
+from labrig.fleet import DRIFT, FAILED, OK, STATES, TIMEOUT, Connection, Row, cache, ssh, steps
 from labrig.fleet.facts import Facts, Unreadable, parse, tree
 from labrig.fleet.plan import Course, Lacking, Plan, Step, compare, prepare
 from labrig.fleet.wanted import Wanted, wanted_torch
@@ -41,6 +41,7 @@ class Outcome:
     facts: Facts | None = None  # after the last step
     lacking: Wanted | None = None
     again: bool = False
+    waits: bool = False  # for its turn to pull an image
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Options:
     retries: int = 0
     budget: float = 0.0  # seconds a host; 0 = ASK or APPLY
     parallel: int = ssh.PARALLEL
+    wave: int = 0  # hosts that pull an image at once; 0 = as many as cache.waves says
+    cold: bool = False  # also where the room's cache does not hold the image
+    megabits: float = cache.MEGABITS  # of the cache's link, a second
 
 
 @dataclass
@@ -66,6 +70,8 @@ class _Run:
     done: dict[str, tuple[Step, ...]] = field(default_factory=dict)  # in this and earlier rounds
     left: dict[str, int] = field(default_factory=dict)  # retries
     logins: dict[str, int] = field(default_factory=dict)
+    waiting: dict[str, Plan] = field(default_factory=dict)  # for their turn to pull an image
+    admitted: set[str] = field(default_factory=set)  # whose turn it is, or was
 
     @property
     def over(self) -> bool:
@@ -90,13 +96,28 @@ def find_room(inventory: str, host: str) -> Room:
     return room
 
 
-def read_options(limit: str, max_fail: str, retries: int, budget: float, parallel: int) -> Options:
+def read_options(
+    limit: str,
+    max_fail: str,
+    retries: int,
+    budget: float,
+    parallel: int,
+    wave: int = 0,
+    cold: bool = False,
+    megabits: int = 1000,
+) -> Options:
     """The flags of the task. Raises UsageError."""
     _most(max_fail, 1)
-    wrong = {"--retries": retries, "--budget": budget, "--parallel": parallel}
+    wrong = {
+        "--retries": retries,
+        "--budget": budget,
+        "--parallel": parallel,
+        "--wave": wave,
+        "--megabits": megabits - 1,
+    }
     if found := [f"{name}={value}" for name, value in wrong.items() if value < 0]:
         raise UsageError(f"{found[0]} is below 0", fix="a number from 0 on")
-    return Options(limit, max_fail, retries, budget, parallel or ssh.PARALLEL)
+    return Options(limit, max_fail, retries, budget, parallel or ssh.PARALLEL, wave, cold, megabits)
 
 
 def plan(root: Path, room: Room, options: Options) -> list[Row]:
@@ -130,13 +151,23 @@ def apply(root: Path, room: Room, options: Options) -> list[Row]:
     with Board(entries) as board:
         run = _Run(course, entries, board, most, left=dict.fromkeys((one.name for one in entries), options.retries))
         try:
-            todo = list(entries)
-            while todo:
-                todo = _round(run, todo, options)
+            _rounds(run, entries, options)
+            for wave in cache.admit(
+                room, [*run.waiting.values()], options.wave, cold=options.cold, megabits=options.megabits
+            ):
+                run.admitted |= {one.entry.name for one in wave}
+                _rounds(run, [one.entry for one in wave], options)
         finally:
             rows = [run.rows.get(entry.name, _untried(run, entry)) for entry in entries]
             keep_run(room, rows)
     return rows
+
+
+def _rounds(run: _Run, entries: Sequence[Entry], options: Options) -> None:
+    """Rounds over hosts until each has ended, or waits for its turn to pull an image."""
+    todo = list(entries)
+    while todo:
+        todo = _round(run, todo, options)
 
 
 def _round(run: _Run, todo: Sequence[Entry], options: Options) -> list[Entry]:
@@ -155,6 +186,8 @@ def _round(run: _Run, todo: Sequence[Entry], options: Options) -> list[Entry]:
         outcome = how.value
         if outcome and outcome.lacking:
             lacking[entry.name] = outcome.lacking
+        elif outcome and outcome.waits and outcome.plan:
+            run.waiting[entry.name] = outcome.plan
         elif outcome and outcome.again:
             again.append(entry)
         else:
@@ -197,6 +230,8 @@ def _bring(run: _Run, connection: Connection, entry: Entry) -> Outcome:
             return Outcome(todo)
         if wanted.engine == "venv" and _wheels_missing(wanted, todo.steps):
             return Outcome(None, lacking=wanted)
+        if entry.name not in run.admitted and any(step.kind == "image" and step.size for step in todo.steps):
+            return Outcome(todo, waits=True)
         for step in todo.steps:
             if step.kind == "note":
                 break
@@ -403,6 +438,8 @@ def _row_of_error(course: Course, entry: Entry, error: LabrigError, seconds: flo
 
 def _untried(run: _Run, entry: Entry) -> Row:
     why = f"not tried: more than {run.most} hosts have failed" if run.over else "not finished: it was interrupted"
+    if entry.name in run.waiting and entry.name not in run.admitted:
+        why = "its image was not pulled"
     fix = f"{_command(run.course.room)} --limit=@failed"
     return Row(
         entry.name, entry.room, _named(entry), FAILED, why=why, fix=fix, changes=_words(run.done.get(entry.name, ()))

@@ -1,0 +1,209 @@
+"""Rooms of machines: labrig against ansible-core in one run, many hosts, and what a room costs its registry.
+
+The machines are containers with an sshd each (tests/fleet/rooms.py), so their work and the controller's share one
+computer: CPU seconds and ratios say more than wall seconds. What is applied is a lock of tiny wheels and few labs.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench import publishing
+from bench.clock import INVOKE, ROOT, measure, run
+from labrig import blobs, daemon, home, inventory, oci, published, registry
+from labrig.fleet import cache, mirror
+from labrig.progress import megabytes
+from labrig.tarball import Writer
+
+ANSIBLE = "ansible-core<2.20"  # the newest for Python 3.11
+LAYERS = (20, 9, 3)  # megabytes of noise
+CLIENTS = 8
+MB = 1_000_000
+
+
+def bench_fleet(runs: int) -> str:
+    """All figures, in Markdown."""
+    if not (asked := daemon.ask()).version:
+        return f"Not measured: {asked.why_not}."
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "fleet")]
+    with tempfile.TemporaryDirectory(prefix="labrig-bench-", dir=home.root()) as folder:
+        place = Path(folder)
+        parts = [_second_apply(place, runs), _many(place), _edit(place), _herd(place)]
+    return "\n\n".join(parts)
+
+
+def _second_apply(place: Path, runs: int) -> str:
+    """Four hosts that have all they should have, by `invoke provision` and by the exported playbook."""
+    import courses
+    import rooms
+
+    run(sys.executable, "-m", "venv", place / "ansible")
+    run(place / "ansible" / "bin" / "python", "-m", "pip", "install", "--quiet", ANSIBLE)
+    playbook = place / "ansible" / "bin" / "ansible-playbook"
+    checkout = courses.make(place / "second")
+    there = {"LABRIG_CACHE": str(checkout.cache)}
+    with rooms.hosts(4) as room:
+        file = room.write(place, target="cpu", engine="venv")
+        exported = place / "exported"
+        run(INVOKE, "ansible", f"--inventory={file}", f"--output={exported}", cwd=checkout.root, **there)
+
+        def labrig() -> None:
+            rows = json.loads(run(INVOKE, "provision", f"--inventory={file}", "--json", cwd=checkout.root, **there))
+            _require(all(row["state"] == "OK" and not row["changes"] for row in rows), rows)
+
+        def ansible() -> None:
+            said = run(playbook, "playbook.yml", cwd=exported)
+            _require(said.count("changed=0 ") == 4, said)
+
+        run(playbook, "playbook.yml", cwd=exported)  # brings everything
+        own, other = measure({"invoke provision": labrig, "ansible-playbook, the exported playbook": ansible}, runs)
+    lines = [
+        "| second apply, 4 hosts, nothing to change | wall s, median (min-max) | controller CPU s |",
+        "|---|---|---|",
+    ]
+    for timing in (own, other):
+        spread = f"{timing.median:.1f} ({min(timing.wall):.1f}-{max(timing.wall):.1f})"
+        lines.append(f"| {timing.name} | {spread} | {statistics.median(timing.cpu):.2f} |")
+    wall, cpu = other.median / own.median, statistics.median(other.cpu) / statistics.median(own.cpu)
+    lines.append(f"| times less | {wall:.1f} | {cpu:.1f} |")
+    return "\n".join(lines)
+
+
+def _many(place: Path) -> str:
+    """240 hosts: names of 12 machines, each reached by itself."""
+    import rooms
+
+    with rooms.hosts(12, logical=20) as room:
+        file = room.write(place, name="many", engine="venv", target="cpu")
+        said = json.loads(run(sys.executable, ROOT / "tests" / "fleet" / "reach.py", file, "120", "look"))
+    bad = [name for name, how in said["rows"].items() if how["state"] != "OK"]
+    _require(len(said["rows"]) == 240 and not bad, bad)
+    each = 1000 * said["cpu"] / 240
+    return (
+        "| probe of 240 hosts on 12 machines | |\n|---|---|\n"
+        f"| controller CPU a host | {each:.0f} ms |\n| wall | {said['wall']:.1f} s |\n| rows lost | 0 |"
+    )
+
+
+def _edit(place: Path) -> str:
+    """What came in at each of eight machines, by the count of its network card, for an edited lab."""
+    import courses
+    import rooms
+
+    checkout = courses.make(place / "edit")
+    there = {"LABRIG_CACHE": str(checkout.cache)}
+    with rooms.hosts(CLIENTS) as room:
+        file = room.write(place, name="edit", target="cpu", engine="venv")
+        run(INVOKE, "provision", f"--inventory={file}", "--json", cwd=checkout.root, **there)
+        with (checkout.root / "labs" / "01_one.py").open("a", encoding="utf-8") as lab:
+            lab.write("# edited\n")
+        received = "cat /sys/class/net/eth0/statistics/rx_bytes"
+        before = [int(host.sh(received)) for host in room.hosts]
+        rows = json.loads(run(INVOKE, "provision", f"--inventory={file}", "--json", cwd=checkout.root, **there))
+        each = [int(host.sh(received)) - was for host, was in zip(room.hosts, before, strict=True)]
+    _require(all(row["changes"] for row in rows), rows)
+    return (
+        f"| a lab was edited, {CLIENTS} hosts | |\n|---|---|\n"
+        f"| received by a host, all of ssh included | {max(each) / 1000:.0f} kB at most |"
+    )
+
+
+def _herd(place: Path) -> str:
+    """Eight clients at once, before and after `invoke warm`: the bytes of blobs that came from the registry."""
+    found = {}
+    with publishing._cache(place / "home"):
+        with _rig(place / "cold") as (upstream, room, image):
+            found[f"{CLIENTS} pulls at once from a cold cache"] = _pull_together(upstream, room, image, place / "1")
+        with _rig(place / "warm") as (upstream, room, image):
+            said = json.loads(run(sys.executable, "-c", WARM, place / "warm", room.path))
+            _require(said["held"] == said["size"], said)
+            found["invoke warm itself"] = upstream.sent
+            found[f"{CLIENTS} pulls at once after it"] = _pull_together(upstream, room, image, place / "2")
+    size = image.size
+    lines = [
+        f"| an image of {megabytes(size)} through the room's cache | from the registry | times the image |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {what} | {megabytes(sent)} | {sent / size:.1f} |" for what, sent in found.items()]
+    return "\n".join(lines)
+
+
+# In a process of its own, as the task is: what is warm, asked once more.
+WARM = """
+import json, sys
+from pathlib import Path
+from labrig import inventory
+from labrig.fleet import cache
+(warmed,) = cache.warm(Path(sys.argv[1]), Path(sys.argv[2]))
+held, size = cache.is_warm(inventory.read(Path(sys.argv[2])), warmed.image)
+print(json.dumps({"held": held, "size": size}))
+"""
+
+
+@contextmanager
+def _rig(place: Path) -> Iterator[tuple[Any, inventory.Room, published.Entry]]:
+    """A registry that counts what it sends, an image in it, and the cache before it, as labrig configures it."""
+    import moods
+    import registries
+
+    (place / "images").mkdir(parents=True)
+    (place / "registry").mkdir()
+    (place / "images" / "targets.toml").write_bytes((ROOT / "images" / "targets.toml").read_bytes())
+    (place / "templates").symlink_to(ROOT / "templates")
+    with moods.serve(place / "registry") as upstream:
+        made = oci.assemble("linux_x86_64", [_layer(size) for size in LAYERS], {"User": "1000"}, {}, b'{"bom": 1}')
+        reference = registry.push(made, f"{upstream.address}/bench/cpu:1")
+        image = published.Entry(
+            target="cpu", platform="linux_x86_64", reference=reference, tag="1", image="labrig/cpu:1",
+            config=made.config.digest, size=sum(one.size for one in made.layers), torch="", variant="cpu", python="",
+            cuda="none", min_driver="none", capabilities=(), lock="", labs=made.layers[-1].diff_id, date="2026-01-01",
+            verified="",
+        )  # fmt: skip
+        published.keep(place / "images", image)
+        port = registries.free_pair()
+        (place / "room.toml").write_text(
+            f'[room]\ncache = "127.0.0.1:{port}"\n[[host]]\nname = "pc"\naddress = "10.0.0.1"\ntarget = "cpu"\n'
+        )
+        room = inventory.read(place / "room.toml")
+        files = mirror.rendered(place, room, f"http://{upstream.address}", storage=str(place / "blobs"))
+        (place / "config.yml").write_text(files["config.yml"])
+        upstream.sent = 0
+        with registries.run(place / "config.yml", port):
+            yield upstream, room, image
+
+
+def _layer(size: int) -> blobs.Layer:
+    def write(writer: Writer) -> None:
+        content = random.Random(size).randbytes(size * MB)  # noqa: S311 - noise, which does not compress
+        writer.start(f"data/{size}", len(content))
+        writer.data(content)
+
+    return blobs.make(blobs.key("bench", str(size)), f"of {size} MB", write)
+
+
+def _pull_together(upstream: Any, room: inventory.Room, image: published.Entry, folder: Path) -> int:
+    """Eight clients at once; the bytes of blobs that came from the registry."""
+    folder.mkdir()
+    before, name = upstream.sent, f"docker://{cache.through(room, image)}"
+
+    def pull(number: int) -> None:
+        run("skopeo", "copy", "--quiet", "--src-tls-verify=false", name, f"dir:{folder / str(number)}")
+
+    with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(pull, range(CLIENTS)))
+    return int(upstream.sent - before)
+
+
+def _require(good: bool, found: object) -> None:
+    """A figure of something else than was meant is none."""
+    if not good:
+        sys.exit(f"the benchmark did not do what it measures: {found}")
