@@ -258,7 +258,8 @@ def _docker(course: Course, entry: Entry, facts: Facts, wanted: Wanted) -> Seque
             why = f"no Docker engine answers: {facts.host.docker_error or 'none is there'}"
             raise Refused(why, 'write install = ["docker"] for it, or engine = "venv"')
         _require_packages(facts, "Docker", "docs.docker.com/engine/install")
-        steps.append(Step("docker", "docker.io, from the distribution's packages", sudo=True))
+        joins = "" if facts.user == "root" else f"; {facts.user} joins the group docker, which is as good as root"
+        steps.append(Step("docker", f"docker.io, from the distribution's packages{joins}", sudo=True))
     elif not matrix.at_least(_number(facts.host.docker), ZSTD_ENGINE) and wanted.image:
         _require_readable(wanted.image, facts.host.docker)
     if wanted.target.device == "cuda" and facts.host.gpus and not facts.host.docker_gpus:
