@@ -79,3 +79,4 @@ class Row:
     seconds: float = 0.0
     changes: tuple[str, ...] = ()  # what was or would be changed there
     size: int = 0  # bytes that go to it
+    engine: str = ""

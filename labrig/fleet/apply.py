@@ -18,10 +18,10 @@ from typing import Any
 from labrig import home
 from labrig.errors import DistributeError, LabrigError, PendingError, UsageError
 from labrig.files import write_atomically
-from labrig.fleet import DRIFT, FAILED, OK, STATES, TIMEOUT, Connection, Row, cache, ssh, steps
-from labrig.fleet.facts import Facts, Unreadable, parse, tree
+from labrig.fleet import DRIFT, FAILED, OK, STATES, TIMEOUT, Connection, Row, cache, report, ssh, steps
+from labrig.fleet.facts import Facts, Unreadable, parse
 from labrig.fleet.plan import Course, Lacking, Plan, Step, compare, prepare
-from labrig.fleet.wanted import Wanted, wanted_torch
+from labrig.fleet.wanted import Wanted
 from labrig.inventory import AUTO, LOCAL, Entry, Room, local, read
 from labrig.progress import megabytes
 
@@ -403,29 +403,16 @@ def _read_record(file: Path) -> list[Row]:
 
 def row_of(course: Course, found: Plan, *, done: Sequence[Step] = (), seconds: float = 0.0) -> Row:
     """A host that answered: OK, DRIFT with changes that are pending, FAILED where it was refused."""
-    wanted = found.wanted
-    state = FAILED if found.refused else DRIFT if found.steps else OK
+    mend = report.command(course.room, found.entry.name)
+    row = report.of_plan(found, ssh.Ended(found, seconds=seconds), mend)
+    # Its changes stand in a column of their own.
+    why = row.why if found.refused or found.facts.unfinished else ""
     shown = done or found.steps
-    fix = found.fix or (f"{_command(course.room)} --limit={found.entry.name}" if state == DRIFT else "")
-    return Row(
-        host=found.entry.name,
-        room=found.entry.room,
-        target=f"{wanted.target.name} ({wanted.engine})" if wanted else _named(found.entry),
-        state=state,
-        torch_want=wanted_torch(wanted) if wanted else "",
-        image=wanted.image.reference.partition("@sha256:")[2][:12] if wanted and wanted.image else "",
-        labs=tree(wanted.labs)[:12] if wanted and wanted.labs else "",
-        disk=f"{megabytes(found.facts.free)} free",
-        why=found.refused or ("an apply has not ended" if found.facts.unfinished and found.steps else ""),
-        fix=fix,
-        seconds=round(seconds, 1),
-        changes=_words(shown),
-        size=sum(step.size for step in shown),
-    )
+    return replace(row, why=why, changes=_words(shown), size=sum(step.size for step in shown))
 
 
 def _row_of_failure(course: Course, entry: Entry, how: ssh.Ended[Any]) -> Row:
-    again = f"{_command(course.room)} --limit={entry.name}"
+    again = report.command(course.room, entry.name)
     again += " --budget=SECONDS" * (how.state == TIMEOUT)
     fix = f"{how.fix}; then {again}" if how.fix else again
     return Row(entry.name, entry.room, _named(entry), how.state or FAILED, why=how.why, fix=fix, seconds=how.seconds)
@@ -440,7 +427,7 @@ def _untried(run: _Run, entry: Entry) -> Row:
     why = f"not tried: more than {run.most} hosts have failed" if run.over else "not finished: it was interrupted"
     if entry.name in run.waiting and entry.name not in run.admitted:
         why = "its image was not pulled"
-    fix = f"{_command(run.course.room)} --limit=@failed"
+    fix = report.command(run.course.room, "@failed")
     return Row(
         entry.name, entry.room, _named(entry), FAILED, why=why, fix=fix, changes=_words(run.done.get(entry.name, ()))
     )
@@ -451,20 +438,15 @@ def _named(entry: Entry) -> str:
 
 
 def _words(shown: Sequence[Step]) -> tuple[str, ...]:
-    return tuple(f"{step.kind}{' (sudo)' * step.sudo}: {step.what}" for step in shown if step.kind != "note") or tuple(
-        f"{step.kind}: {step.what}" for step in shown
-    )
-
-
-def _command(room: Room) -> str:
-    return f"invoke provision --host={LOCAL}" if room.path == Path() else f"invoke provision --inventory={room.path}"
+    return tuple(report.clean(report.words(step)) for step in shown if step.kind != "note" or len(shown) == 1)
 
 
 def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Rows as columns of :data:`COLUMNS`; hosts that have all they should have are not shown."""
     return [
         (
-            row.host, row.target, row.state, "\n".join(row.changes), megabytes(row.size) if row.size else "",
+            row.host, f"{row.target} ({row.engine})" if row.engine else row.target, row.state,
+            "\n".join(row.changes), megabytes(row.size) if row.size else "",
             "\n".join(filter(None, [row.why, row.fix and f"fix: {row.fix}"])),
         )
         for row in rows

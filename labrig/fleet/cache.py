@@ -158,8 +158,7 @@ def last_targets(room: Room) -> dict[str, tuple[str, str]]:
         rows = apply.last_run(room)
     except UsageError:
         return {}
-    parts = {row.host: row.target.removesuffix(")").partition(" (") for row in rows if row.target}
-    return {host: (target, engine) for host, (target, _, engine) in parts.items()}
+    return {row.host: (row.target or AUTO, row.engine) for row in rows if row.target}
 
 
 def arithmetic(image: published.Entry, hosts: int, megabits: float = MEGABITS) -> str:

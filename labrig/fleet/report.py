@@ -7,7 +7,7 @@ The JSON document, which `invoke verify --inventory=FILE --json` prints:
     {"schema": "labrig-room/1", "inventory": "room.toml", "when": "2026-11-27T08:00:00+00:00", "seconds": 12.3,
      "tally": {"OK": 26, "DRIFT": 2, "FAILED": 0, "UNREACHABLE": 1, "TIMEOUT": 0},
      "rows": [{"host", "room", "target", "state", "torch_want", "torch_have", "device", "image", "labs", "disk", "why",
-               "fix", "seconds", "changes": [text], "size": bytes}]}
+               "fix", "seconds", "changes": [text], "size": bytes, "engine"}]}
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ def of_plan(plan: Plan, ended: Ended[Any], mend: str = "") -> Row:
         labs=_labs(facts, wanted),
         disk=f"{facts.free / 1e9:.1f} of {facts.total / 1e9:.1f} GB free",
         seconds=round(ended.seconds, 3),
-        changes=tuple(clean(_words(step)) for step in plan.steps),
+        changes=tuple(clean(words(step)) for step in plan.steps),
         size=plan.size,
+        engine=wanted.engine if wanted else "",
     )
     if plan.refused:
         return replace(row, state=FAILED, why=clean(plan.refused), fix=clean(plan.fix))
@@ -196,13 +197,13 @@ def _pending(plan: Plan) -> str:
         return "nothing was applied yet"
     # Wheels are sent for an environment, and a note is written after anything.
     telling = [step for step in plan.steps if step.kind not in ("wheels", "note")]
-    return "; ".join(map(_words, telling or plan.steps))
+    return "; ".join(map(words, telling or plan.steps))
 
 
-def _words(step: Step) -> str:
+def words(step: Step) -> str:
     """A step by its kind; one of a few files by their names."""
     named = f" ({', '.join(step.names)})" if step.kind == "labs" and 0 < len(step.names) <= 3 else ""
-    return f"{step.kind}: {step.what}{named}"
+    return f"{step.kind}{' (sudo)' * step.sudo}: {step.what}{named}"
 
 
 def _wrong_torch(seen: Seen, wanted: Wanted) -> str:

@@ -111,7 +111,13 @@ def _image(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
     fetch = f"{there} || docker pull --quiet {pull}"
     commands = [fetch if step.size else f"{there} || docker tag {identity} {shlex.quote(names[0])} || {fetch}"]
     commands += [f"docker tag {pull} {name} 2>/dev/null || docker tag {identity} {name}" for name in names]
-    connection.operate(server.shell, commands=commands, timeout=PULL)
+    try:
+        connection.operate(server.shell, commands=commands, timeout=PULL)
+    except Failure as failure:
+        if "HTTP response to HTTPS client" in failure.why:  # the engine's words for a registry without TLS
+            fix = "invoke cache writes the daemon.json with which that engine takes a cache without TLS"
+            raise Failure(FAILED, failure.why, fix) from None
+        raise
 
 
 def _wheels(connection: Connection, root: Path, plan: Plan, step: Step) -> None:

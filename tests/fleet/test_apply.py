@@ -363,7 +363,7 @@ def test_an_image_comes_by_digest_through_the_rooms_cache(tmp_path: Path) -> Non
         plan = provision(checkout, inventory, "--plan")
         assert plan.code == 8 and plan.kinds(host.name) == ["folder (sudo)", "image", "start"], plan.rows
         first = provision(checkout, inventory, "--cold")
-        assert first.code == 0 and first.rows[host.name]["target"] == "cpu (docker)", first.rows
+        assert first.code == 0 and first.rows[host.name]["engine"] == "docker", first.rows
         assert "labrig/cpu:latest" in host.sh("docker images --format '{{.Repository}}:{{.Tag}}'")
         assert registries.blobs(tmp_path) and list((tmp_path / "cached").rglob("data")), "it came through the cache"
         again = provision(checkout, inventory)

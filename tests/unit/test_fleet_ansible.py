@@ -326,7 +326,7 @@ def test_an_export_needs_to_know_the_target(tmp_path: Path, monkeypatch: pytest.
     file = write(tmp_path, '[[host]]\nname = "pc1"\naddress = "10.0.7.11"\n', "room.toml")
     with pytest.raises(UsageError, match="pc1: what it should have is not known"):
         playbook.export(checkout.root, file, tmp_path / "out")
-    apply.keep_run(inventory.read(file), [Row("pc1", target="cpu (venv)", state="OK")])
+    apply.keep_run(inventory.read(file), [Row("pc1", target="cpu", engine="venv", state="OK")])
     playbook.export(checkout.root, file, tmp_path / "out")
     assert "labrig_cpu_venv_linux_x86_64" in (tmp_path / "out" / "hosts.yml").read_text()
 

@@ -107,7 +107,8 @@ def test_what_the_last_run_found_counts(root: Path) -> None:
     from labrig.fleet import Row, apply
 
     hosts = host("a1") + host("bb1") + host("ccc1")
-    apply.keep_run(room(root, hosts), [Row("a1", target="cpu (docker)", state="OK"), Row("bb1", target="cpu (venv)")])
+    last = [Row("a1", target="cpu", engine="docker", state="OK"), Row("bb1", target="cpu", engine="venv")]
+    apply.keep_run(room(root, hosts), last)
     assert wanted(root, hosts) == {"cpu": 2, "cuda": 1}
 
 
