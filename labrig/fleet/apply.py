@@ -242,7 +242,7 @@ def _bring(run: _Run, connection: Connection, entry: Entry) -> Outcome:
         _require_done(proof)
         steps.carry_out(connection, run.course.root, todo, todo.steps[-1])
         run.done[entry.name] = (*run.done.get(entry.name, ()), todo.steps[-1])
-        return Outcome(replace(proof, steps=()))
+        return Outcome(replace(proof, steps=(), facts=replace(proof.facts, unfinished=False)))
     except Lacking as lacking:
         return Outcome(None, lacking=lacking.wanted)
 

@@ -55,7 +55,7 @@ def test_a_host_that_has_everything_is_ok() -> None:
     row = row_of()
     assert row == Row(
         "pc07", "E1.07", "cpu", OK, "2.13.0+cpu", "2.13.0+cpu", "cpu", NAME, "all 2", "12.3 of 50.0 GB free",
-        seconds=1.25,
+        seconds=1.25, engine="venv",
     )  # fmt: skip
 
 
