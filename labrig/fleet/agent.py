@@ -35,6 +35,7 @@ from typing import Any
 SCHEMA = "labrig-host/1"
 MEMORY = ".hashed.json"  # of big files, in the folder
 BIG = 4 << 20  # bytes
+STRAYS = 100  # files of an environment that belong to no package; what is more shows once these are gone
 MANY = 10000  # files of labs; what is more was not put there by labrig
 SECONDS = 10.0  # for a program's answer
 TORCH_SECONDS = 150.0  # torch's first import from a slow disk takes a minute
@@ -441,13 +442,12 @@ def read_labs(folder: str, hashes: Hashes) -> dict[str, str]:
 def read_environment(folder: str, hashes: Hashes) -> dict[str, dict[str, str]]:
     """The distributions in a venv: version, and digest over the files that their RECORDs name (facts.tree's)."""
     found: dict[str, dict[str, str]] = {}
-    for minor in names(os.path.join(folder, "lib")):
-        site = os.path.join(folder, "lib", minor, "site-packages")
+    for site in sites(folder):
         for name in names(site):
             if name.endswith(".dist-info"):
                 stem, _, version = name[: -len(".dist-info")].partition("-")
                 said = re.search(r"^Version: *(\S+)", text(os.path.join(site, name, "METADATA")), re.MULTILINE)
-                files = _recorded(os.path.join(site, name))
+                files = _as_in_the_wheel(name, read_record(os.path.join(site, name)))
                 lines = ["%s  %s\n" % (hashes.of(os.path.join(site, path)), path) for path in sorted(files)]
                 found[re.sub(r"[-_.]+", "-", stem).lower()] = {
                     "version": said.group(1) if said else version,
@@ -456,14 +456,44 @@ def read_environment(folder: str, hashes: Hashes) -> dict[str, dict[str, str]]:
     return found
 
 
-def _recorded(info: str) -> list[str]:
-    """The files in a RECORD that an installer takes from the wheel as they are."""
+def read_strays(folder: str) -> list[str]:
+    """Files in a venv's site-packages that no RECORD names, by their paths from the venv; bytecode is not looked at."""
+    found: list[str] = []
+    for site in sites(folder):
+        known = {
+            os.path.normpath(os.path.join(site, path))
+            for name in names(site)
+            if name.endswith(".dist-info")
+            for path in read_record(os.path.join(site, name))
+        }
+        for above, folders, files in os.walk(site):
+            folders[:] = sorted(one for one in folders if one != "__pycache__")
+            links = [one for one in folders if os.path.islink(os.path.join(above, one))]  # which are not walked into
+            for name in sorted(files + links):
+                path = os.path.join(above, name)
+                if path not in known and not name.endswith(".pyc") and len(found) < STRAYS:
+                    found.append(os.path.relpath(path, folder))
+    return found
+
+
+def sites(folder: str) -> list[str]:
+    """A venv's site-packages."""
+    found = [os.path.join(folder, "lib", minor, "site-packages") for minor in names(os.path.join(folder, "lib"))]
+    return [site for site in found if os.path.isdir(site)]
+
+
+def read_record(info: str) -> list[str]:
+    """The paths in a RECORD (PyPA: Recording installed projects), from site-packages."""
     try:
         with open(os.path.join(info, "RECORD"), encoding="utf-8", newline="") as file:
-            paths = {row[0].replace(os.sep, "/") for row in csv.reader(file) if row}
+            return sorted({row[0].replace(os.sep, "/") for row in csv.reader(file) if row})
     except (OSError, ValueError, csv.Error):
         return []
-    own = {os.path.basename(info) + "/" + name for name in LEFT_OUT}
+
+
+def _as_in_the_wheel(info: str, paths: list[str]) -> list[str]:
+    """Those of a RECORD that an installer takes from the wheel as they are."""
+    own = {info + "/" + name for name in LEFT_OUT}
     return [
         path
         for path in paths
@@ -520,6 +550,7 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
         "images": engine["images"],
         "labs": attempt(lambda: read_labs(os.path.join(folder, "labs"), hashes), {}),
         "environments": {},
+        "strays": {},
         "wheels": {name: size(os.path.join(wheels, name)) for name in names(wheels) if name.endswith(".whl")},
         "start": "",
         "applied": read_applied(folder),
@@ -533,6 +564,7 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
         environment = os.path.join(folder, "envs", os.path.basename(str(name)))
         if os.path.isdir(environment):
             document["environments"][name] = attempt(functools.partial(read_environment, environment, hashes), {})
+            document["strays"][name] = attempt(functools.partial(read_strays, environment), [])
             if request.get("torch"):
                 document["torch"][name] = ask_torch([os.path.join(environment, "bin", "python")])
     for name in images:

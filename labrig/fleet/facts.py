@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from labrig import host as hosts
@@ -65,6 +65,8 @@ class Facts:
     applied: Mapping[str, Any]  # what the last apply noted when it had ended; empty where none has
     unfinished: bool  # an apply began and has not ended
     torch: Mapping[str, Seen]  # by environment or image that was asked about and is there; empty where none was asked
+    # Files of an environment that no package of it has, by their paths from there.
+    strays: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def parse(printed: bytes) -> Facts:
@@ -111,6 +113,7 @@ def _read(data: Mapping[str, Any]) -> Facts:
         applied=_clean(dict(data["applied"])),
         unfinished=_flag(data["unfinished"]),
         torch={_text(name): _seen(one) for name, one in data["torch"].items()},
+        strays={_text(name): tuple(map(_text, one)) for name, one in data["strays"].items()},
     )
 
 

@@ -25,7 +25,7 @@ from labrig.pulling import is_it
 from labrig.spec import Table, Target
 
 # In the order in which they are carried out.
-KINDS = ("docker", "nvidia", "python", "folder", "image", "wheels", "environment", "labs", "start", "note")
+KINDS = ("docker", "nvidia", "python", "folder", "image", "besides", "wheels", "environment", "labs", "start", "note")
 SCHEMA = "labrig-applied/1"
 # Distributions whose packages we install, and the Python that each release brings (packages.debian.org,
 # packages.ubuntu.com).
@@ -34,6 +34,7 @@ PYTHONS = {
     ("ubuntu", "20.04"): "3.8", ("ubuntu", "22.04"): "3.10", ("ubuntu", "24.04"): "3.12",
 }  # fmt: skip
 INSTALLABLE = ("debian", "ubuntu")
+BROUGHT = ("pip", "setuptools")  # what venv puts into an environment, without being asked
 ZSTD_ENGINE = "23.0"  # Docker from here on unpacks layers that zstd compressed; 20.10 ends with "unexpected EOF"
 SPARE = 200_000_000  # bytes that stay free on a disk
 GPU_FIX = 'write install = ["nvidia"] for it, or engine = "venv"'
@@ -323,21 +324,41 @@ def _image(facts: Facts, wanted: Wanted) -> Sequence[Step]:
 
 
 def _environment(facts: Facts, wanted: Wanted) -> Sequence[Step]:
-    """The whole environment, or the packages that are not what their wheels say; with the wheels that they need."""
+    """The whole environment, or the packages that are not what their wheels say; with the wheels that they need. What
+    is there besides goes: a package shadows another, and a file in site-packages runs in every lab."""
     sizes = {one.name: one for one in wanted.lock.wheels}
     names = tuple(sizes)
+    steps: list[Step] = []
     if wanted.environment in facts.environments:
         differing = _differing(facts, wanted)
         # Where an apply was broken off, pip itself may be half there: all is made anew.
         names = tuple(sizes) if differing and facts.unfinished else differing
+        if len(names) < len(sizes):
+            steps += _besides(facts, wanted)
     if not names:
-        return []
+        return steps
     files = tuple(sizes[name].file for name in names if facts.wheels.get(sizes[name].file) != sizes[name].size)
     size = sum(one.size for one in wanted.lock.wheels if one.file in files)
     whole = len(names) == len(sizes)
-    steps = [Step("wheels", f"{len(files)} wheels", size, names=files)] if files else []
-    what = wanted.environment if whole else f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+    if files:
+        steps.append(Step("wheels", f"{len(files)} wheels", size, names=files))
+    what = wanted.environment if whole else _few(names)
     return [*steps, Step("environment", what, names=() if whole else names)]
+
+
+def _besides(facts: Facts, wanted: Wanted) -> Sequence[Step]:
+    """What is in an environment and not in its lock: packages, files of none."""
+    packages = tuple(sorted(set(facts.environments[wanted.environment]) - set(wanted.packages) - set(BROUGHT)))
+    strays = facts.strays.get(wanted.environment, ())
+    if not packages and not strays:
+        return []
+    what = [f"besides the lock: {_few(packages)}"] if packages else []
+    what += [f"of no package: {_few(strays)}"] if strays else []
+    return [Step("besides", "; ".join(what), names=packages, gone=strays)]
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
 
 
 def _differing(facts: Facts, wanted: Wanted) -> tuple[str, ...]:

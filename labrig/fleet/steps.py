@@ -158,6 +158,26 @@ def _environment(connection: Connection, root: Path, plan: Plan, step: Step) -> 
     _shell(connection, f"rm -rf {folder}/wheels {folder}/requirements.txt", timeout=SHORT)
 
 
+def _besides(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
+    """Take packages that the lock has not, and files that no package has, out of an environment."""
+    assert plan.wanted is not None  # noqa: S101
+    place = f"{plan.entry.folder}/envs/{plan.wanted.environment}"
+    script = ["set -e", f"cd {shlex.quote(place)}"]
+    if step.names:
+        names = " ".join(map(shlex.quote, step.names))
+        script.append(
+            f"bin/python -I -m pip --isolated --disable-pip-version-check --no-input uninstall -qy -- {names}"
+        )
+    script += [f"rm -f -- {shlex.quote(name)}" for name in step.gone if _is_below(name, "lib")]
+    _shell(connection, "\n".join(script), timeout=INSTALL)
+
+
+def _is_below(name: str, folder: str) -> bool:
+    """Whether a path that a host named is in that folder of it, whatever else it says."""
+    parts = Path(name).parts
+    return len(parts) > 1 and parts[0] == folder and ".." not in parts
+
+
 def _labs(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
     """Files come beside the labs and are renamed into them one by one: who copies them meanwhile gets whole ones."""
     packed = io.BytesIO()
@@ -220,6 +240,7 @@ _STEPS: dict[str, Callable[[Connection, Path, Plan, Step], None]] = {
     "python": _python,
     "folder": _folder,
     "image": _image,
+    "besides": _besides,
     "wheels": _wheels,
     "environment": _environment,
     "labs": _labs,

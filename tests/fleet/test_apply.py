@@ -127,6 +127,12 @@ def test_second_apply_changes_nothing_and_costs_little(world: World) -> None:
     print(f"second apply: {again.cpu:.2f} s CPU, {again.seconds:.1f} s")
 
 
+# As pip would: a distribution with its RECORD, and a file that runs when Python starts.
+INSTALL = r"""for one in envs/*; do cd $one/lib/python3.11/site-packages
+at=gamma-1.dist-info; mkdir -p $at; touch gamma.py; echo pip >$at/INSTALLER; echo 'import random' >zz.pth
+printf 'Name: gamma\nVersion: 1\n' >$at/METADATA
+printf '%s,,\n' gamma.py $at/METADATA $at/INSTALLER $at/RECORD >$at/RECORD
+done"""
 SPOILT = {
     "edited lab": ("echo 'print(2)' >labs/01_one.py", ["labs"], "1 of 4 files"),
     "deleted lab": ("rm labs/data/digits.txt", ["labs"], "1 of 4 files"),
@@ -134,6 +140,9 @@ SPOILT = {
     "removed package": ("rm -r envs/*/lib/python3.11/site-packages/beta*", ["wheels", "environment"], "beta"),
     "edited package": ("echo 'x = 1' >>envs/*/lib/python3.11/site-packages/alpha/__init__.py",
                        ["wheels", "environment"], "alpha"),
+    "added file": ("for one in envs/*; do touch $one/lib/python3.11/site-packages/alpha/more.py; done", ["besides"],
+                   "of no package: lib/python3.11/site-packages/alpha/more.py"),
+    "installed package": (INSTALL, ["besides"], "besides the lock: gamma"),
     "note lost": ("rm applied.json", ["note"], "what was applied"),
 }  # fmt: skip
 

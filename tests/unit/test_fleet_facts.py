@@ -147,6 +147,19 @@ def test_what_an_installer_writes_is_no_drift(folder: Path) -> None:
     assert look(folder, environments=[NAME]).environments == before
 
 
+def test_what_no_package_has_is_named(folder: Path) -> None:
+    site = folder / "envs" / NAME / "lib" / "python3.11" / "site-packages"
+    assert look(folder, environments=[NAME]).strays == {NAME: ()}
+    write(site / "random.py", b"shadows = True\n")
+    write(site / "evil.pth", b"import os\n")
+    write(site / "torch" / "extra.py", b"")
+    (site / "linked").symlink_to("/etc")
+    write(site / "__pycache__" / "random.cpython-311.pyc", b"made from it")
+    above = "lib/python3.11/site-packages"
+    named = {f"{above}/{one}" for one in ("random.py", "evil.pth", "torch/extra.py", "linked")}
+    assert set(look(folder, environments=[NAME]).strays[NAME]) == named
+
+
 def test_a_big_file_is_hashed_once_and_again_when_it_changed(folder: Path) -> None:
     big = folder / "envs" / NAME / "lib" / "python3.11" / "site-packages" / "torch" / "lib" / "libbig.so"
     good = look(folder, environments=[NAME]).environments
@@ -220,7 +233,8 @@ DOCUMENT: dict[str, Any] = {
     "schema": facts.SCHEMA, "host": {"os": "linux", "arch": "x86_64", "gpus": [{"name": "T4", "capability": "7.5"}]},
     "time": 1.5, "machine_id": "m", "user": "u", "sudo": True, "system": "debian", "release": "12",
     "pythons": {"3.11": True}, "free": 1, "total": 2, "folder": "ours", "docker_free": None, "images": {"a": "b"},
-    "labs": {"x": "y"}, "environments": {"e": {"p": {"version": "1", "digest": "d"}}}, "wheels": {"w": 1}, "start": "",
+    "labs": {"x": "y"}, "environments": {"e": {"p": {"version": "1", "digest": "d"}}}, "strays": {}, "wheels": {"w": 1},
+    "start": "",
     "applied": {"target": "cpu"}, "unfinished": False,
     "torch": {"e": {"version": "2", "cuda": None, "device": "cpu", "name": "", "error": ""}},
 }  # fmt: skip
