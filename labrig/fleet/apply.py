@@ -438,7 +438,8 @@ def _named(entry: Entry) -> str:
 
 
 def _words(shown: Sequence[Step]) -> tuple[str, ...]:
-    return tuple(report.clean(report.words(step)) for step in shown if step.kind != "note" or len(shown) == 1)
+    words = (report.clean(report.words(step)) for step in shown if step.kind != "note" or len(shown) == 1)
+    return tuple(dict.fromkeys(words))  # what was tried again is one change
 
 
 def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:

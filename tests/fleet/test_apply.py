@@ -251,6 +251,23 @@ def test_no_more_hosts_are_begun_once_too_many_have_failed(world: World) -> None
     assert world.run().code == 0
 
 
+def test_all_good_hosts_finish_whatever_the_others_do(tmp_path: Path) -> None:
+    """Four good machines beside one that refuses, one that is frozen, one that babbles, one that freezes at work."""
+    checkout, budget = courses.make(tmp_path), 45
+    with rooms.hosts(4, refused=1, frozen=1, garbage=1, freezing=1, freezes_after=8) as room:
+        inventory = room.write(tmp_path, target="cpu", engine="venv")
+        ran = provision(checkout, inventory, f"--budget={budget}")
+        assert ran.code == 7 and ran.states() == {
+            "pc01": "OK", "pc02": "OK", "pc03": "OK", "pc04": "OK", "refused1": "UNREACHABLE", "frozen1": "TIMEOUT",
+            "garbage1": "FAILED", "freezing1": "TIMEOUT",
+        }, ran.rows  # fmt: skip
+        assert ran.seconds <= budget + 2, f"{ran.seconds:.1f} s"
+        assert all(row["why"] and row["fix"] for row in ran.rows.values() if row["state"] != "OK")
+        assert ran.rows["freezing1"]["changes"], "it froze after something was done there"
+        again = provision(checkout, inventory, "--limit=pc01,pc02,pc03,pc04")
+        assert again.code == 0 and all(row["changes"] == [] for row in again.rows.values())
+
+
 def test_a_lab_edit_reaches_eight_hosts_with_little(tmp_path: Path) -> None:
     checkout = courses.make(tmp_path)
     with rooms.hosts(8) as room:
@@ -292,6 +309,17 @@ def test_the_machine_you_sit_at(tmp_path: Path) -> None:
 
 def local(checkout: courses.Checkout, **variables: str) -> Ran:
     return provision(checkout, "--host=@local", **variables)
+
+
+def test_a_python_that_makes_no_environments_is_completed(tmp_path: Path) -> None:
+    checkout = courses.make(tmp_path)
+    with rooms.hosts(1) as room:
+        room["pc01"].sh("apt-get purge -y -qq python3-venv python3.11-venv >/dev/null 2>&1")
+        inventory = room.write(tmp_path, target="cpu", engine="venv")
+        plan = provision(checkout, inventory, "--plan")
+        assert plan.kinds("pc01")[:2] == ["python (sudo)", "folder (sudo)"], plan.rows
+        ran = provision(checkout, inventory)
+        assert ran.code == 0 and ran.states() == {"pc01": "OK"}, (ran.rows, ran.said)
 
 
 def test_the_real_torch_arrives_whole(tmp_path: Path) -> None:
@@ -383,3 +411,21 @@ def test_an_image_comes_by_digest_through_the_rooms_cache(tmp_path: Path) -> Non
         assert drift.kinds(host.name) == ["image"] and drift.rows[host.name]["size"] == 0
         assert provision(checkout, inventory).code == 0
         assert provision(checkout, inventory, "--plan").code == 0
+
+
+def test_an_engine_is_installed_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Debian's packages, really; no init starts it in this machine, which has to be said and not taken for success."""
+    checkout = courses.make(tmp_path)
+    with registries.serve(tmp_path) as origin, cache_of(origin, tmp_path) as cache, rooms.hosts(1) as room:
+        publish(checkout, origin)
+        inventory = room.write(tmp_path, cache=cache, target="cpu", engine="docker")
+        refused = provision(checkout, inventory, "--plan")
+        assert refused.code == 7 and "no Docker engine" in refused.rows["pc01"]["why"]
+        assert 'install = ["docker"]' in refused.rows["pc01"]["fix"]
+        inventory = room.write(tmp_path, cache=cache, target="cpu", engine="docker", install=["docker"])
+        plan = provision(checkout, inventory, "--plan")
+        assert plan.code == 8 and plan.kinds("pc01")[0] == "docker (sudo)"
+        assert "group docker, which is as good as root" in plan.rows["pc01"]["changes"][0]
+        ran = provision(checkout, inventory, "--cold", timeout=600)
+        assert ran.code == 7 and "installed and still does not answer" in ran.rows["pc01"]["why"], ran.rows
+        assert "docker" in room["pc01"].sh("id -nG admin; command -v dockerd").split()
