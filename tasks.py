@@ -723,8 +723,7 @@ def provision(
     if json:
         cli.print_json([asdict(row) for row in rows])
     else:
-        cli.print_table(apply.COLUMNS, apply.table(rows), wrapped=("changes", apply.COLUMNS[-1]))
-        print(apply.tally(rows))
+        apply.show(rows, planned=plan)
     (apply.require_planned if plan else apply.require_applied)(rows)
 
 

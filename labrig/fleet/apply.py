@@ -7,15 +7,19 @@ login), the host is taken up in a next round.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from labrig import home
+from labrig import cli, home
 from labrig.errors import DistributeError, LabrigError, PendingError, UsageError
 from labrig.files import write_atomically
 from labrig.fleet import DRIFT, FAILED, OK, STATES, TIMEOUT, Connection, Row, cache, report, ssh, steps
@@ -26,6 +30,7 @@ from labrig.inventory import AUTO, LOCAL, Entry, Room, local, read
 from labrig.progress import megabytes
 
 ASK, APPLY = 60.0, 1800.0  # seconds that a host has, to answer and to be changed
+MOST_HOSTS = 2000  # in one run: half a minute of the controller's CPU, and an hour of a room's patience
 LOGINS = 2  # times that a host is taken up again after its engine was installed
 BEFORE = ("docker", "nvidia", "python", "folder")  # steps that change nothing in the folder
 COLUMNS = ("host", "target", "state", "changes", "bytes", "why, and what to do")
@@ -131,11 +136,25 @@ def plan(root: Path, room: Room, options: Options) -> list[Row]:
         if how.value is None:
             rows.append(_row_of_failure(course, entry, how))
             continue
-        try:
-            rows.append(row_of(course, compare_fetched(course, entry, how.value), seconds=how.seconds))
-        except LabrigError as error:
-            rows.append(_row_of_error(course, entry, error, how.seconds))
+        rows.append(judged(entry, how.seconds, partial(_planned, course, entry, how)))
     return rows
+
+
+def _planned(course: Course, entry: Entry, how: ssh.Ended[Facts]) -> Row:
+    assert how.value is not None  # noqa: S101 - it answered
+    return row_of(course, compare_fetched(course, entry, how.value), seconds=how.seconds)
+
+
+def judged(entry: Entry, seconds: float, judge: Callable[[], Row]) -> Row:
+    """A host's row; whatever its answer makes go wrong here is in it, and costs no other host."""
+    try:
+        return judge()
+    except LabrigError as error:
+        why = ": ".join(filter(None, [error.what, error.found]))
+        return Row(entry.name, entry.room, _named(entry), FAILED, why=why, fix=error.fix, seconds=seconds)
+    except Exception as error:  # noqa: BLE001
+        why = f"what it said cannot be judged: {type(error).__name__}: {error}"
+        return Row(entry.name, entry.room, _named(entry), FAILED, why=report.clean(why), fix="look at that machine")
 
 
 def apply(root: Path, room: Room, options: Options) -> list[Row]:
@@ -148,7 +167,7 @@ def apply(root: Path, room: Room, options: Options) -> list[Row]:
     course = prepare(root, room)
     entries = select(room, options.limit)
     most = _most(options.max_fail, len(entries))
-    with Board(entries) as board:
+    with _alone(), Board(entries) as board:
         run = _Run(course, entries, board, most, left=dict.fromkeys((one.name for one in entries), options.retries))
         try:
             _rounds(run, entries, options)
@@ -161,6 +180,20 @@ def apply(root: Path, room: Room, options: Options) -> list[Row]:
             rows = [run.rows.get(entry.name, _untried(run, entry)) for entry in entries]
             keep_run(room, rows)
     return rows
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One apply at a time from here: two on a host would take each other's files away."""
+    place = home.root() / "rooms" / ".apply.lock"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another provision is running; waiting for it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _rounds(run: _Run, entries: Sequence[Entry], options: Options) -> None:
@@ -193,7 +226,9 @@ def _round(run: _Run, todo: Sequence[Entry], options: Options) -> list[Entry]:
         else:
             _keep_row(run, entry, how, again)
 
-    ssh.each(run.course.room, todo, work, budget=options.budget or APPLY, parallel=options.parallel, ended=ended)
+    budget = options.budget or APPLY
+    reach = min(ASK, budget)
+    ssh.each(run.course.room, todo, work, budget=budget, reach=reach, parallel=options.parallel, ended=ended)
     for entry in todo:
         if entry.name in lacking and _fetch(run, entry, lacking[entry.name]):
             again.append(entry)
@@ -205,7 +240,8 @@ def _round(run: _Run, todo: Sequence[Entry], options: Options) -> list[Entry]:
 def _keep_row(run: _Run, entry: Entry, how: ssh.Ended[Outcome], again: list[Entry]) -> None:
     """Note how a host ended; where it failed and may be tried again, it is."""
     if how.value and how.value.plan:
-        row = row_of(run.course, how.value.plan, done=run.done.get(entry.name, ()), seconds=how.seconds)
+        make = partial(row_of, run.course, how.value.plan, done=run.done.get(entry.name, ()), seconds=how.seconds)
+        row = judged(entry, how.seconds, make)
     else:
         row = _row_of_failure(run.course, entry, how)
         row = replace(row, changes=_words(run.done.get(entry.name, ())))
@@ -224,7 +260,8 @@ def _bring(run: _Run, connection: Connection, entry: Entry) -> Outcome:
     request = run.course.request(entry)
     run.board.doing(entry.name, "asked")
     try:
-        todo = compare(run.course, entry, _ask(connection, request))
+        # A host that has frozen is not waited for as one that installs.
+        todo = compare(run.course, entry, _ask(connection, request, timeout=2 * ASK))
         wanted = todo.wanted
         if todo.refused or not todo.steps or wanted is None:
             return Outcome(todo)
@@ -240,7 +277,7 @@ def _bring(run: _Run, connection: Connection, entry: Entry) -> Outcome:
                 return _log_in_again(run, entry, todo)
         proof = compare(run.course, entry, _ask(connection, request))
         _require_done(proof)
-        steps.carry_out(connection, run.course.root, todo, todo.steps[-1])
+        steps.carry_out(connection, run.course.root, replace(todo, facts=proof.facts), todo.steps[-1])
         run.done[entry.name] = (*run.done.get(entry.name, ()), todo.steps[-1])
         return Outcome(replace(proof, steps=(), facts=replace(proof.facts, unfinished=False)))
     except Lacking as lacking:
@@ -267,13 +304,15 @@ def _log_in_again(run: _Run, entry: Entry, todo: Plan) -> Outcome:
 
 def _require_done(proof: Plan) -> None:
     """Raises Failure where a host that was asked again still lacks something."""
-    left = [f"{step.kind} {step.what}" for step in proof.steps if step.kind != "note"]
+    left = [report.words(step) for step in proof.steps if step.kind != "note"]
     if proof.refused or left:
-        raise ssh.Failure(FAILED, f"after all steps: {proof.refused or 'still missing: ' + '; '.join(left)}", proof.fix)
+        why = f"after all steps: {proof.refused or 'still to be done: ' + '; '.join(left)}"
+        owner = f"there: sudo chown -R {shlex.quote(proof.facts.user)} {proof.entry.folder}"
+        raise ssh.Failure(FAILED, why, proof.fix or owner * any(step.kind == "rights" for step in proof.steps))
 
 
-def _ask(connection: Connection, request: dict[str, Any]) -> Facts:
-    printed = connection.probe(request)
+def _ask(connection: Connection, request: dict[str, Any], *, timeout: float = 0.0) -> Facts:
+    printed = connection.probe(request, timeout=timeout)
     try:
         return parse(printed)
     except Unreadable as error:
@@ -297,7 +336,8 @@ def _fetch(run: _Run, entry: Entry, wanted: Wanted) -> bool:
     try:
         _bring_wheels(run.course, wanted)
     except LabrigError as error:
-        run.rows[entry.name] = _row_of_error(run.course, entry, error, 0.0)
+        why = ": ".join(filter(None, [error.what, error.found]))
+        run.rows[entry.name] = Row(entry.name, entry.room, _named(entry), FAILED, why=why, fix=error.fix)
         run.left[entry.name] = 0
         run.board.end(run.rows[entry.name])
         return False
@@ -327,7 +367,7 @@ def select(room: Room, limit: str) -> list[Entry]:
     """The hosts that ``--limit`` names: names and room:NAME with commas, or @failed; all without it.
 
     Raises:
-        UsageError: there is no such host or room, or no run that is remembered.
+        UsageError: there is no such host or room, no run that is remembered, or they are too many.
     """
     chosen: set[str] = set()
     for word in filter(None, (part.strip() for part in limit.split(","))):
@@ -344,7 +384,13 @@ def select(room: Room, limit: str) -> list[Entry]:
                 fix="names with commas, room:NAME, or @failed",
             )  # fmt: skip
         chosen |= found
-    return [entry for entry in room.hosts if not limit or entry.name in chosen]
+    found_all = [entry for entry in room.hosts if not limit or entry.name in chosen]
+    if len(found_all) > MOST_HOSTS:
+        raise UsageError(
+            f"line {found_all[MOST_HOSTS].line} of {room.path.name}: host {MOST_HOSTS + 1} of {len(found_all)}",
+            found=f"more than {MOST_HOSTS} hosts for one run", fix="--limit=room:NAME, or a file for each building",
+        )  # fmt: skip
+    return found_all
 
 
 def _most(text: str, hosts: int) -> int:
@@ -413,14 +459,9 @@ def row_of(course: Course, found: Plan, *, done: Sequence[Step] = (), seconds: f
 
 def _row_of_failure(course: Course, entry: Entry, how: ssh.Ended[Any]) -> Row:
     again = report.command(course.room, entry.name)
-    again += " --budget=SECONDS" * (how.state == TIMEOUT)
+    again += f" --budget={2 * max(how.seconds, ASK):.0f}" * (how.state == TIMEOUT)
     fix = f"{how.fix}; then {again}" if how.fix else again
     return Row(entry.name, entry.room, _named(entry), how.state or FAILED, why=how.why, fix=fix, seconds=how.seconds)
-
-
-def _row_of_error(course: Course, entry: Entry, error: LabrigError, seconds: float) -> Row:
-    why = ": ".join(filter(None, [error.what, error.found]))
-    return Row(entry.name, entry.room, _named(entry), FAILED, why=why, fix=error.fix, seconds=seconds)
 
 
 def _untried(run: _Run, entry: Entry) -> Row:
@@ -455,29 +496,36 @@ def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
-def tally(rows: Sequence[Row]) -> str:
-    """All hosts in one line."""
-    counts = ", ".join(
-        f"{sum(row.state == one for row in rows)} {one}" for one in STATES if any(row.state == one for row in rows)
-    )
-    changed = sum(bool(row.changes) for row in rows)
-    return f"{len(rows)} hosts: {counts}; {changed} with changes, {megabytes(sum(row.size for row in rows))} to send"
+def show(rows: Sequence[Row], *, planned: bool) -> None:
+    """Print the hosts that something is to be said about, and all of them in one line."""
+    if shown := table(rows):
+        cli.print_table(COLUMNS, shown, wrapped=("changes", COLUMNS[-1]))
+    counts = ", ".join(f"{number} {state}" for state, number in report.count(rows).items() if number)
+    changed, size = sum(bool(row.changes) for row in rows), megabytes(sum(row.size for row in rows))
+    print(f"{counts} of {len(rows)}; {changed} with changes, {size} {'to send' if planned else 'sent'}")
 
 
 def require_planned(rows: Sequence[Row]) -> None:
     """Raises DistributeError where a host was refused or did not answer, PendingError where changes are pending."""
-    require_applied([row for row in rows if row.state != DRIFT])
+    if bad := [row.host for row in rows if row.state not in (OK, DRIFT)]:
+        raise DistributeError(f"{_hosts(bad)} cannot be planned", found=_few(bad), fix="see their rows")
     if pending := [row.host for row in rows if row.state == DRIFT]:
-        raise PendingError(f"changes are pending on {len(pending)} of {len(rows)} hosts", fix="the same without --plan")
+        raise PendingError(f"changes are pending on {_hosts(pending)} of {len(rows)}", fix="the same without --plan")
 
 
 def require_applied(rows: Sequence[Row]) -> None:
     """Raises DistributeError where a host has failed."""
     if bad := [row.host for row in rows if row.state != OK]:
-        names = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        raise DistributeError(
-            f"{len(bad)} hosts are not as they should be: {names}", fix="see their rows; then --limit=@failed"
-        )
+        fix = "see their rows; then the same with --limit=@failed"
+        raise DistributeError(f"{_hosts(bad)} not as they should be", found=_few(bad), fix=fix)
+
+
+def _hosts(names: Sequence[str]) -> str:
+    return "1 host" if len(names) == 1 else f"{len(names)} hosts"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 # --- what is going on -------------------------------------------------------------------------------------------------
@@ -510,7 +558,8 @@ class Board:
 
     def end(self, row: Row) -> None:
         """A host has ended."""
-        what = row.why or (f"{len(row.changes)} changes" if row.changes else "nothing to change")
+        count = len(row.changes)
+        what = row.why or (f"{count} change{'s' * (count > 1)}" if count else "nothing to change")
         self._show(row.host, row.state, f"{what}, {row.seconds:.1f} s")
 
     def say(self, line: str) -> None:

@@ -6,6 +6,7 @@ of its image with the published one. So what was done by hand, or broken off, sh
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +24,23 @@ from labrig.progress import megabytes
 from labrig.published import Entry as Published
 from labrig.pulling import is_it
 from labrig.spec import Table, Target
+from labrig.stick import is_safe
 
 # In the order in which they are carried out.
-KINDS = ("docker", "nvidia", "python", "folder", "image", "besides", "wheels", "environment", "labs", "start", "note")
+KINDS = (
+    "docker",
+    "nvidia",
+    "python",
+    "folder",
+    "rights",
+    "image",
+    "besides",
+    "wheels",
+    "environment",
+    "labs",
+    "start",
+    "note",
+)
 SCHEMA = "labrig-applied/1"
 # Distributions whose packages we install, and the Python that each release brings (packages.debian.org,
 # packages.ubuntu.com).
@@ -239,8 +254,17 @@ def _against(target: Target, finding: Finding) -> str:
 
 def _steps(course: Course, entry: Entry, facts: Facts, wanted: Wanted) -> tuple[Step, ...]:
     made = [*_docker(course, entry, facts, wanted)] if wanted.engine == "docker" else [*_python(facts, wanted)]
+    if facts.folder == "theirs":
+        mine = f"sudo chown -R {shlex.quote(facts.user)} {entry.folder}"
+        raise Refused(
+            f"{entry.folder} is there and is not {facts.user}'s", f"name another folder = ...; or there: {mine}"
+        )
     if facts.folder != "ours":
         made.append(Step("folder", entry.folder, sudo=facts.folder == ""))
+    if facts.loose and facts.folder == "ours":
+        made.append(
+            Step("rights", f"{facts.user}'s alone, and open to students: {_few(facts.loose)}", names=facts.loose)
+        )
     made += _image(facts, wanted) if wanted.engine == "docker" else _environment(facts, wanted)
     made += _labs(course, facts, wanted)
     if facts.start != wanting.start_digest(wanted):
@@ -335,6 +359,11 @@ def _environment(facts: Facts, wanted: Wanted) -> Sequence[Step]:
         names = tuple(sizes) if differing and facts.unfinished else differing
         if len(names) < len(sizes):
             steps += _besides(facts, wanted)
+        # Programs, the interpreter's link and pyvenv.cfg are in no wheel: they are held against what the last apply
+        # left. A package besides has programs, too, which go with it.
+        before = facts.applied.get("scaffold")
+        if not names and not steps and before and before != facts.scaffolds.get(wanted.environment):
+            names = tuple(sizes)
     if not names:
         return steps
     files = tuple(sizes[name].file for name in names if facts.wheels.get(sizes[name].file) != sizes[name].size)
@@ -380,9 +409,11 @@ def _labs(course: Course, facts: Facts, wanted: Wanted) -> Sequence[Step]:
     changed = tuple(path for path, sha256 in wanted.labs.items() if facts.labs.get(path) != sha256)
     before = facts.applied.get("files")
     ours = before if isinstance(before, dict) else {}
+    # The note is the host's, and may say anything: what goes is a file of labs/, as it was put there.
     gone = tuple(
-        sorted(path for path, sha256 in ours.items() if path not in wanted.labs and facts.labs.get(path) == sha256)
-    )
+        path for path, sha256 in sorted(facts.labs.items())
+        if path not in wanted.labs and ours.get(path) == sha256 and is_safe(path)
+    )  # fmt: skip
     if not changed and not gone:
         return []
     words = [f"{len(changed)} of {len(wanted.labs)} files"] if changed else []
@@ -392,7 +423,7 @@ def _labs(course: Course, facts: Facts, wanted: Wanted) -> Sequence[Step]:
 
 
 def note(wanted: Wanted) -> dict[str, Any]:
-    """What a host notes when an apply has ended, but for the date."""
+    """What a host notes when an apply has ended, but for the date and its environment's scaffold."""
     return {
         "schema": SCHEMA,
         "target": wanted.target.name,
@@ -407,7 +438,7 @@ def note(wanted: Wanted) -> dict[str, Any]:
 
 def is_noted(applied: Mapping[str, Any], wanted: Wanted) -> bool:
     """Whether a host has noted that this was applied."""
-    return {key: value for key, value in applied.items() if key != "date"} == note(wanted)
+    return {key: value for key, value in applied.items() if key not in ("date", "scaffold")} == note(wanted)
 
 
 # --- what a host has to give ------------------------------------------------------------------------------------------
@@ -437,7 +468,8 @@ def _require_sudo(entry: Entry, facts: Facts, steps: Sequence[Step]) -> None:
     if not needing or facts.sudo or facts.user == "root":
         return
     if [step.kind for step in needing] == ["folder"]:
-        fix = f"there, once: sudo install -d -o {facts.user} {entry.folder}; or name a folder of {facts.user}'s own"
+        make = f"sudo install -d -o {shlex.quote(facts.user)} {entry.folder}"
+        fix = f"there, once: {make}; or name a folder of {facts.user}'s own"
         raise Refused(f"{entry.folder} cannot be made: sudo asks {facts.user} for a password", fix)
     kinds = ", ".join(step.kind for step in needing)
     raise Refused(

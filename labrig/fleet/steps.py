@@ -22,6 +22,7 @@ from labrig.fleet import FAILED, Connection
 from labrig.fleet import wanted as wanting
 from labrig.fleet.plan import Plan, Step, note
 from labrig.fleet.ssh import Failure
+from labrig.stick import is_safe
 
 # Seconds that one operation may take; the host's budget ends it in any case.
 PACKAGES, PULL, INSTALL, SHORT = 900.0, 3600.0, 1800.0, 60.0
@@ -98,6 +99,13 @@ def _folder(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
 
     how = {"user": plan.facts.user} if step.sudo else {}
     connection.operate(files.directory, path=plan.entry.folder, mode="755", **how, sudo=step.sudo, timeout=SHORT)
+
+
+def _rights(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
+    """Nobody else writes where labs and programs lie that others run, and everybody reads. What belongs to somebody
+    else shows when the host is asked again."""
+    script = f"cd {shlex.quote(plan.entry.folder)} && {{ chmod -R u+rwX,go-w,a+rX . 2>/dev/null || :; }}"
+    _shell(connection, script, timeout=INSTALL)
 
 
 def _image(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
@@ -184,7 +192,9 @@ def _labs(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name in step.names:
             archive.add(root / "labs" / name, arcname=name, filter=_plain)
-    move = 'for one; do mkdir -p "../labs/$(dirname "$one")" && mv -f "$one" "../labs/$one"; done'
+    move = (
+        'for one; do mkdir -p "../labs/$(dirname "$one")"; [ ! -d "../labs/$one" ] && mv -f "$one" "../labs/$one"; done'
+    )
     script = [
         "set -eu",
         "umask 022",
@@ -197,7 +207,7 @@ def _labs(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
         "cd ..",
         "rm -rf .labs-new",
     ]
-    for name in step.gone:
+    for name in filter(is_safe, step.gone):
         script.append(f"rm -f {shlex.quote('labs/' + name)}")
         script.append(f"rmdir {shlex.quote(str(Path('labs', name).parent))} 2>/dev/null || :")
     _shell(connection, "\n".join(script), stdin=packed.getvalue(), timeout=INSTALL)
@@ -218,7 +228,8 @@ def _start(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
 
 def _note(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
     assert plan.wanted is not None  # noqa: S101
-    applied = {**note(plan.wanted), "date": _now()}
+    scaffold = plan.facts.scaffolds.get(plan.wanted.environment, "")
+    applied = {**note(plan.wanted), "scaffold": scaffold, "date": _now()}
     connection.send(json.dumps(applied, indent=1).encode() + b"\n", f"{plan.entry.folder}/applied.json")
     _shell(connection, f"rm -f {shlex.quote(plan.entry.folder)}/applying.json", timeout=SHORT)
 
@@ -239,6 +250,7 @@ _STEPS: dict[str, Callable[[Connection, Path, Plan, Step], None]] = {
     "nvidia": _nvidia,
     "python": _python,
     "folder": _folder,
+    "rights": _rights,
     "image": _image,
     "besides": _besides,
     "wheels": _wheels,

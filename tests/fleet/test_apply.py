@@ -143,6 +143,10 @@ SPOILT = {
     "added file": ("for one in envs/*; do touch $one/lib/python3.11/site-packages/alpha/more.py; done", ["besides"],
                    "of no package: lib/python3.11/site-packages/alpha/more.py"),
     "installed package": (INSTALL, ["besides"], "besides the lock: gamma"),
+    "edited program": ("for one in envs/*/bin/activate; do echo '# mine' >>$one; done", ["wheels", "environment"],
+                       "cpu-"),
+    "start that others may write": ("chmod 777 start", ["rights"], "start"),
+    "labs that others cannot read": ("chmod 700 labs", ["rights"], "labs"),
     "note lost": ("rm applied.json", ["note"], "what was applied"),
 }  # fmt: skip
 
@@ -161,7 +165,34 @@ def test_a_drift_is_found_and_repaired_alone(world: World, what: str) -> None:
     repaired = world.run("--limit=pc01")
     assert repaired.code == 0 and repaired.kinds("pc01") == kinds, repaired.rows
     assert world.run("--plan").code == 0
-    assert world.room["pc01"].sh("stat -c %i /opt/labrig/envs/*/bin/pip") == inode, "no new environment for that"
+    if what != "edited program":
+        assert world.room["pc01"].sh("stat -c %i /opt/labrig/envs/*/bin/pip") == inode, "no new environment for that"
+
+
+def test_what_cannot_be_mended_is_said_and_costs_no_other(world: World) -> None:
+    world.spoil("rm start && mkdir start", "pc02")
+    world.spoil("mkfifo labs/pipe", "pc03")
+    ran = world.run()
+    assert ran.states() == {"pc01": "OK", "pc02": "FAILED", "pc03": "OK", "pc04": "OK"}, ran.rows
+    assert "start" in ran.rows["pc02"]["why"] and ran.seconds < 60
+    world.spoil("rmdir start", "pc02")
+    world.spoil("rm labs/pipe", "pc03")
+    assert world.run().code == 0
+
+
+def test_two_at_once_wait_for_each_other(world: World) -> None:
+    world.spoil("rm -r envs labs start")
+    both = [
+        subprocess.Popen(
+            command(world.inventory, "--limit=pc01"), cwd=world.checkout.root, env=environment(world.checkout),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [one.communicate(timeout=300) for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    assert sum("waiting for it" in error for _, error in said) == 1
+    assert sorted(bool(json.loads(out)[0]["changes"]) for out, _ in said) == [False, True]
 
 
 def test_what_an_admin_put_beside_the_labs_stays_and_a_dropped_lab_goes(world: World) -> None:

@@ -122,11 +122,45 @@ DRIFTS: dict[str, tuple[Callable[[Course, Facts], Facts], list[str], tuple[str, 
         ["besides"],
         (),
     ),
+    "open to others": (lambda c, f: replace(f, loose=("start",)), ["rights"], ("start",)),
+    "an edited program": (
+        lambda c, f: replace(f, applied={**f.applied, "scaffold": "1"}, scaffolds=dict.fromkeys(f.environments, "2")),
+        ["wheels", "environment"],
+        (),
+    ),
+    "a package besides, with a program": (
+        lambda c, f: replace(
+            f,
+            applied={**f.applied, "scaffold": "1"},
+            scaffolds=dict.fromkeys(f.environments, "2"),
+            strays=dict.fromkeys(f.environments, ("lib/python3.11/site-packages/gamma.py",)),
+        ),
+        ["besides"],
+        (),
+    ),
     "no environment": (lambda c, f: replace(f, environments={}), ["wheels", "environment"], ()),
     "broken off": (lambda c, f: replace(f, unfinished=True), [], ()),
     "note gone": (lambda c, f: replace(f, applied={}), [], ()),
     "another lock noted": (lambda c, f: replace(f, applied={**f.applied, "lock": "0" * 64}), [], ()),
 }
+
+
+@pytest.mark.parametrize("noted", [None, "", "0" * 64, ["x"]])
+@pytest.mark.parametrize("path", ["../../home/admin/precious", "/etc/passwd", "mine.py", "a/../b.py"])
+def test_what_a_host_notes_lets_nothing_go_that_was_not_put_there(course: Course, path: str, noted: object) -> None:
+    """Its note, and what it says of labs/, may be a lie of whoever could write there."""
+    clean = whole(course)
+    files = {**clean.applied["files"], path: noted}
+    absent = plan.compare(course, entry(), replace(clean, applied={**clean.applied, "files": files}))
+    assert [step.gone for step in absent.steps if step.gone] == []
+    there = replace(clean, applied={**clean.applied, "files": files}, labs={**clean.labs, path: "0" * 64})
+    gone = [step.gone for step in plan.compare(course, entry(), there).steps if step.gone]
+    assert gone == ([("mine.py",)] if (path, noted) == ("mine.py", "0" * 64) else [])
+
+
+def test_a_folder_of_somebody_else_is_not_taken(course: Course) -> None:
+    found = plan.compare(course, entry(), facts(folder="theirs", user="x; reboot"))
+    assert "is there and is not" in found.refused and "'x; reboot'" in found.fix and not found.steps
 
 
 @pytest.mark.parametrize("drift", DRIFTS)
