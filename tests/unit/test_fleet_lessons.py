@@ -160,7 +160,7 @@ def test_numbers_that_json_has_not_are_none_of_the_rooms(odd: float) -> None:
 
 
 def test_a_path_says_nothing_else_in_ssh_s_configuration(tmp_path: Path) -> None:
-    room = Room(tmp_path / "room.toml", tmp_path / "100 %d.known_hosts", ())
+    room = Room(tmp_path / "room.toml", (ENTRY,), "", tmp_path / "100 %d.known_hosts")
     lines = suite.ssh_config(room, replace(ENTRY, key=Path("/home/a b/50%")), tmp_path / "s").splitlines()
     assert 'IdentityFile "/home/a b/50%%"' in lines and any(line.endswith('/100 %%d.known_hosts"') for line in lines)
     for odd in ('/a"b', "/a\nProxyCommand touch /tmp/x", "/a\\", "/${HOME}/a", "/a\r"):
