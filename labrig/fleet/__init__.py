@@ -47,8 +47,10 @@ class Connection(Protocol):
 
     name: str
 
-    def probe(self, request: Mapping[str, Any]) -> bytes:
-        """Run the agent there, in one round trip: what it printed, not yet read (facts.parse does that)."""
+    def probe(self, request: Mapping[str, Any], *, timeout: float = 0.0) -> bytes:
+        """Run the agent there, in one round trip: what it printed, not yet read (facts.parse does that).
+
+        Within so many seconds; 0: the budget alone ends it."""
 
     def run(self, script: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0) -> Answer:
         """Run a shell script (its text goes to ``sh``, nothing secret belongs in it), as root with ``sudo``."""

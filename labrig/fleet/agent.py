@@ -4,7 +4,8 @@ It comes over ssh's stdin with its request behind it, so nothing of it stays on 
 
     {"folder": "/opt/labrig", "environments": ["cpu-0123456789ab"], "images": ["labrig/cpu:2.13.0-0123456789ab"],
      "torch": true,   ask torch itself, in each of those that are there: seconds
-     "deep": false}   hash every byte; else big files are trusted whose size, times and inode are as when last hashed
+     "deep": false,   hash every byte; else big files are trusted whose size, times and inode are as when last hashed
+     "seconds": 90}   it ends itself after so many, as nobody may listen any more; left out: never
 
 What it prints, `labrig.fleet.facts` reads. Every question has a limit of time of its own, and what cannot be had is an
 unknown (null, "", nothing), never the end of the others.
@@ -17,6 +18,7 @@ import csv
 import functools
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import platform
@@ -25,17 +27,19 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 SCHEMA = "labrig-host/1"
 MEMORY = ".hashed.json"  # of big files, in the folder
 BIG = 4 << 20  # bytes
 STRAYS = 100  # files of an environment that belong to no package; what is more shows once these are gone
+LOOSE = 20  # paths that are not the user's own; likewise
 MANY = 10000  # files of labs; what is more was not put there by labrig
 SECONDS = 10.0  # for a program's answer
 TORCH_SECONDS = 150.0  # torch's first import from a slow disk takes a minute
@@ -64,6 +68,8 @@ print("labrig " + json.dumps({"version": torch.__version__, "cuda": torch.versio
 """
 
 
+RUNNING: set[int] = set()  # process groups that were started and have not ended
+
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
@@ -80,6 +86,7 @@ def run(command: list[str], seconds: float = SECONDS) -> tuple[int | None, str, 
         )
     except OSError as error:
         return None, "", "%s cannot be started: %s" % (command[0], error.strerror or error)
+    RUNNING.add(process.pid)
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -89,7 +96,22 @@ def run(command: list[str], seconds: float = SECONDS) -> tuple[int | None, str, 
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=1)
         return None, "", "%s did not answer within %g s" % (os.path.basename(command[0]), seconds)
+    finally:
+        RUNNING.discard(process.pid)
     return process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace").strip()
+
+
+def end_in(seconds: float) -> None:
+    """End this program and what it started after so many seconds."""
+    signal.signal(signal.SIGALRM, _end)
+    signal.alarm(int(max(1, min(seconds, 1 << 30))))
+
+
+def _end(number: int, frame: object) -> None:
+    for group in RUNNING:
+        with contextlib.suppress(OSError):
+            os.killpg(group, signal.SIGKILL)
+    os._exit(1)  # at once: whatever it is in may wait for ever
 
 
 def tell(*command: str) -> str:
@@ -98,10 +120,22 @@ def tell(*command: str) -> str:
     return out.strip() if code == 0 else ""
 
 
-def text(path: str) -> str:
+def opened(path: str) -> BinaryIO:
+    """A regular file; OSError for all else, as to open a pipe or a device may wait for ever, or do something."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("no regular file")
+    return open(path, "rb", opener=at_once)
+
+
+def at_once(path: str, flags: int) -> int:
+    """Where a pipe took the place of a file just now, it is not waited for either."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def text(path: str, most: int = 1 << 20) -> str:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(1 << 20)
+        with opened(path) as file:
+            return file.read(most).decode("utf-8", "replace")
     except OSError:
         return ""
 
@@ -388,12 +422,15 @@ class Hashes:
         self.kept: dict[str, Any] = {}
 
     def of(self, path: str) -> str:
-        """Of a file's content now; empty where it cannot be read."""
+        """Of a file's content now; empty where it cannot be read, "link" or "odd" where it is none."""
         try:
-            with open(path, "rb") as file:
+            kind = os.lstat(path).st_mode
+            if not stat.S_ISREG(kind):  # labrig puts nothing else there, so it is not what should be there
+                return "link" if stat.S_ISLNK(kind) else "odd"
+            with open(path, "rb", opener=at_once) as file:
                 about = os.fstat(file.fileno())
-                if not os.path.isfile(path):
-                    return ""
+                if not stat.S_ISREG(about.st_mode):
+                    return "odd"
                 mark = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
                 if about.st_size >= BIG:
                     known = self.known.get(path)
@@ -427,16 +464,28 @@ class Hashes:
                 raise
 
 
-def read_labs(folder: str, hashes: Hashes) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for above, folders, files in os.walk(folder):
-        folders[:] = sorted(one for one in folders if one != "__pycache__")
-        for name in files:
-            path = os.path.join(above, name)
-            if len(found) < MANY:
-                link = os.path.islink(path)  # labrig puts none there, so it is not what should be there
-                found[os.path.relpath(path, folder).replace(os.sep, "/")] = "link" if link else hashes.of(path)
+def scan(top: str, left_out: str = "") -> dict[str, os.stat_result]:
+    """Everything below a folder, but for folders of that name; links are not followed."""
+    found: dict[str, os.stat_result] = {}
+    waiting = [top]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for one in entries:
+                try:
+                    about = one.stat(follow_symlinks=False)
+                except OSError:  # it is gone
+                    continue
+                if not stat.S_ISDIR(about.st_mode):
+                    found[one.path] = about
+                elif one.name != left_out:
+                    found[one.path] = about
+                    waiting.append(one.path)
     return found
+
+
+def read_labs(folder: str, tree: dict[str, os.stat_result], hashes: Hashes) -> dict[str, str]:
+    files = sorted(path for path, about in tree.items() if not stat.S_ISDIR(about.st_mode))  # links to folders are here
+    return {os.path.relpath(path, folder): hashes.of(path) for path in files[:MANY]}
 
 
 def read_environment(folder: str, hashes: Hashes) -> dict[str, dict[str, str]]:
@@ -456,7 +505,44 @@ def read_environment(folder: str, hashes: Hashes) -> dict[str, dict[str, str]]:
     return found
 
 
-def read_strays(folder: str) -> list[str]:
+def read_scaffold(folder: str, hashes: Hashes) -> str:
+    """The digest (facts.tree's) over what a venv has besides packages and what makes them run: programs and links in
+    bin, and pyvenv.cfg. A link's is "link:" and the SHA-256 of where it leads."""
+    lines = []
+    for path in ["bin/" + name for name in names(os.path.join(folder, "bin"))] + ["pyvenv.cfg"]:
+        if path.endswith((".pyc", "/__pycache__")):
+            continue
+        place = os.path.join(folder, path)
+        digest = hashes.of(place)
+        if digest == "link":
+            digest = "link:" + hashlib.sha256(os.fsencode(os.readlink(place))).hexdigest()
+        lines.append("%s  %s\n" % (digest, path))
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_loose(folder: str, tree: dict[str, os.stat_result], asked: list[str]) -> list[str]:
+    """Paths that others than this user own or may write, and tops that students may not enter or read; of links nothing
+    is asked, as nobody can write into one."""
+    needed = dict.fromkeys([os.path.join(folder, name) for name in ("labs", "envs", "start")] + asked, 0o005)
+    others = [os.path.join(folder, "envs", name) for name in names(os.path.join(folder, "envs"))]
+    tops: dict[str, os.stat_result] = {}
+    with contextlib.suppress(OSError):
+        tops[folder] = os.stat(folder)  # it may be a link to where there is space
+        needed[folder] = 0o005
+    for place in [*needed, os.path.join(folder, "applied.json"), *others]:
+        with contextlib.suppress(OSError):
+            tops.setdefault(place, os.lstat(place))
+    own = os.getuid()
+
+    def is_loose(about: os.stat_result) -> bool:
+        return (about.st_uid != own or about.st_mode & 0o022 != 0) and not stat.S_ISLNK(about.st_mode)
+
+    found = [path for path, about in tops.items() if is_loose(about) or ~about.st_mode & needed.get(path, 0)]
+    found += sorted(path for path, about in tree.items() if is_loose(about))
+    return [os.path.relpath(path, folder) for path in found[:LOOSE]]
+
+
+def read_strays(folder: str, tree: dict[str, os.stat_result]) -> list[str]:
     """Files in a venv's site-packages that no RECORD names, by their paths from the venv; bytecode is not looked at."""
     found: list[str] = []
     for site in sites(folder):
@@ -466,14 +552,16 @@ def read_strays(folder: str) -> list[str]:
             if name.endswith(".dist-info")
             for path in read_record(os.path.join(site, name))
         }
-        for above, folders, files in os.walk(site):
-            folders[:] = sorted(one for one in folders if one != "__pycache__")
-            links = [one for one in folders if os.path.islink(os.path.join(above, one))]  # which are not walked into
-            for name in sorted(files + links):
-                path = os.path.join(above, name)
-                if path not in known and not name.endswith(".pyc") and len(found) < STRAYS:
-                    found.append(os.path.relpath(path, folder))
-    return found
+        found += [
+            os.path.relpath(path, folder)
+            for path, about in tree.items()
+            if path.startswith(site + os.sep)
+            and path not in known
+            and not path.endswith(".pyc")
+            and not stat.S_ISDIR(about.st_mode)
+            and "/__pycache__/" not in path[len(site) :]
+        ]
+    return sorted(found)[:STRAYS]
 
 
 def sites(folder: str) -> list[str]:
@@ -485,7 +573,7 @@ def sites(folder: str) -> list[str]:
 def read_record(info: str) -> list[str]:
     """The paths in a RECORD (PyPA: Recording installed projects), from site-packages."""
     try:
-        with open(os.path.join(info, "RECORD"), encoding="utf-8", newline="") as file:
+        with io.TextIOWrapper(opened(os.path.join(info, "RECORD")), encoding="utf-8", newline="") as file:
             return sorted({row[0].replace(os.sep, "/") for row in csv.reader(file) if row})
     except (OSError, ValueError, csv.Error):
         return []
@@ -532,7 +620,8 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
     )
     release = os_release()
     free, total = space(folder)
-    wheels = os.path.join(folder, "wheels")
+    labs, envs, wheels = (os.path.join(folder, name) for name in ("labs", "envs", "wheels"))
+    tree = scan(labs, left_out="__pycache__")
     host = read_host(engine)
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -548,9 +637,11 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
         "folder": folder_state(folder),
         "docker_free": engine["free"],
         "images": engine["images"],
-        "labs": attempt(lambda: read_labs(os.path.join(folder, "labs"), hashes), {}),
+        "labs": attempt(lambda: read_labs(labs, tree, hashes), {}),
         "environments": {},
         "strays": {},
+        "scaffolds": {},
+        "loose": [],
         "wheels": {name: size(os.path.join(wheels, name)) for name in names(wheels) if name.endswith(".whl")},
         "start": "",
         "applied": read_applied(folder),
@@ -560,13 +651,21 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
     start = os.path.join(folder, "start")
     if os.access(start, os.X_OK):
         document["start"] = hashes.of(start)
+    trees = {name: scan(os.path.join(envs, name)) for name in names(envs)}
+    asked = []
     for name in request.get("environments") or []:
-        environment = os.path.join(folder, "envs", os.path.basename(str(name)))
+        environment = os.path.join(envs, os.path.basename(str(name)))
         if os.path.isdir(environment):
+            asked.append(environment)
+            own = trees.get(os.path.basename(str(name)), {})
             document["environments"][name] = attempt(functools.partial(read_environment, environment, hashes), {})
-            document["strays"][name] = attempt(functools.partial(read_strays, environment), [])
+            document["strays"][name] = attempt(functools.partial(read_strays, environment, own), [])
+            document["scaffolds"][name] = attempt(functools.partial(read_scaffold, environment, hashes), "")
             if request.get("torch"):
                 document["torch"][name] = ask_torch([os.path.join(environment, "bin", "python")])
+    for inside in trees.values():
+        tree.update(inside)
+    document["loose"] = attempt(lambda: read_loose(folder, tree, asked), [])
     for name in images:
         if request.get("torch") and name in engine["images"]:
             gpus = ["--gpus", "all"] if engine["gpus"] and host.get("driver") else []
@@ -594,7 +693,11 @@ def size(path: str) -> int:
 
 def main() -> None:
     """Read the request and print the document; nothing else is ever printed."""
-    document = look(json.loads(sys.stdin.buffer.read() or b"{}"))
+    request = json.loads(sys.stdin.buffer.read() or b"{}")
+    signal.alarm(0)  # that which held while the request came
+    if request.get("seconds"):
+        end_in(request["seconds"])
+    document = look(request)
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
 

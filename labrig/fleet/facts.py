@@ -13,6 +13,8 @@ from labrig.errors import UsageError
 from labrig.host import Host
 
 SCHEMA = "labrig-host/1"
+LARGEST = 1 << 63  # a number from there on is none of a machine's, and nothing here reckons with it
+LOOSE = 20
 MOST = 4 << 20  # bytes of a document; one of a host with all labs and 200 packages has 40 kB
 
 
@@ -67,6 +69,11 @@ class Facts:
     torch: Mapping[str, Seen]  # by environment or image that was asked about and is there; empty where none was asked
     # Files of an environment that no package of it has, by their paths from there.
     strays: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # By environment: the digest over bin/* and pyvenv.cfg, which the installer makes there (agent.read_scaffold).
+    scaffolds: Mapping[str, str] = field(default_factory=dict)
+    # Paths from the folder (itself is "."), 20 at most, that are not the user's own, that others may write, or that
+    # students may not enter.
+    loose: tuple[str, ...] = ()
 
 
 def parse(printed: bytes) -> Facts:
@@ -114,6 +121,8 @@ def _read(data: Mapping[str, Any]) -> Facts:
         unfinished=_flag(data["unfinished"]),
         torch={_text(name): _seen(one) for name, one in data["torch"].items()},
         strays={_text(name): tuple(map(_text, one)) for name, one in data["strays"].items()},
+        scaffolds=_texts(data["scaffolds"]),
+        loose=tuple(map(_text, data["loose"][:LOOSE])),
     )
 
 
@@ -134,9 +143,11 @@ def _text(value: object) -> str:
 
 
 def _clean(value: Any) -> Any:
-    """The same document with text that can stand in a table."""
+    """The same document with text that can stand in a table, and numbers that can be reckoned with."""
     if isinstance(value, str):
         return _text(value)
+    if isinstance(value, int | float) and not abs(value) < LARGEST:  # nor is NaN
+        raise ValueError("a number that is too large")
     if isinstance(value, dict):
         return {_text(key): _clean(one) for key, one in value.items()}
     return [_clean(one) for one in value] if isinstance(value, list) else value
@@ -153,7 +164,7 @@ def _texts(value: Mapping[str, object]) -> dict[str, str]:
 
 
 def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < LARGEST:
         raise ValueError("a number that is no count")
     return value
 

@@ -22,6 +22,7 @@ from labrig.fleet.wanted import Wanted
 from labrig.inventory import Entry
 
 COLUMNS = ("host", "lab", "metric", "value", "room's median")
+LARGEST = 1e100
 MOST = 4 << 20  # bytes of results
 RELATIVE, ABSOLUTE = 0.10, 0.02  # how far from the median a value may be: training amplifies how a CPU rounds
 GRACE = 5  # seconds before the host's budget ends in which the runner is stopped there
@@ -124,12 +125,22 @@ def read(printed: str) -> dict[str, Lesson]:
 
 def _lesson(data: Mapping[str, Any]) -> Lesson:
     metrics = {
-        clean(name, 60): math.nan if one["value"] is None else float(one["value"])
+        clean(name, 60): _number(one["value"])
         for name, one in data["metrics"].items()
         if not str(one["unit"]).startswith(OF_THE_MACHINE)
     }
     missed = tuple(clean(gate["id"], 60) for gate in data["gates"] if gate["exact"] is True and not gate["passed"])
-    return Lesson(clean(data["status"], 20), clean(data["reason"] or ""), float(data["seconds"]), metrics, missed)
+    seconds = _number(data["seconds"])
+    if not seconds >= 0:
+        raise ValueError("a time that is none")
+    return Lesson(clean(data["status"], 20), clean(data["reason"] or ""), seconds, metrics, missed)
+
+
+def _number(value: Any) -> float:
+    """NaN for whatever JSON has no number for, and for what is too large to reckon with."""
+    if value is None:
+        return math.nan
+    return float(value) if abs(value) < LARGEST else math.nan
 
 
 def failed(why: str) -> dict[str, Lesson]:

@@ -34,6 +34,7 @@ from labrig.inventory import LOCAL, Entry, Room
 T = TypeVar("T")
 PARALLEL = 60  # hosts at once
 PORT = 22
+GRACE = 5.0  # seconds after which the agent ends itself on a host that was given up
 _CHUNK = 1 << 16
 _MOST_ERROR = 1 << 16  # bytes that are kept of what a command says on stderr
 
@@ -63,12 +64,14 @@ def each(
     work: Callable[[Connection, Entry], T],
     *,
     budget: float,
+    reach: float = 0.0,
     parallel: int = PARALLEL,
     ended: Callable[[Entry, Ended[T]], None] = lambda entry, how: None,
 ) -> dict[str, Ended[T]]:
     """Do the work on every host, side by side; nothing that one host does, or does not, costs another its row.
 
-    ``budget`` is in seconds for a host, from the moment it gets its turn; ``ended`` is told of each when it is through.
+    ``budget`` is in seconds for a host, from the moment it gets its turn; ``reach`` is how many of them the login
+    may take (0: all). ``ended`` is told of each when it is through.
     The result has every entry, by name, whatever happened: what the work gave, or a state and why there is nothing.
     Connections are closed.
 
@@ -79,13 +82,13 @@ def each(
     """
     become_cooperative()
     passwords = {entry.name: inventory.secret(entry) for entry in entries}
-    hosts = _hosts(room, entries, passwords, budget)
+    hosts = _hosts(room, entries, passwords, reach or budget)
 
     def one(entry: Entry, jumps: _Jumps) -> T:
-        return _worked(entry, hosts[entry.name], jumps, work)
+        return _worked(entry, hosts[entry.name], jumps, work, budget, reach)
 
     try:
-        return _side_by_side(room, entries, one, budget, parallel, ended)
+        return _side_by_side(room, entries, one, budget, reach or budget, parallel, ended)
     finally:
         for host in hosts.values():
             _hang_up(host)
@@ -96,13 +99,14 @@ def _side_by_side(
     entries: Sequence[Entry],
     work: Callable[[Entry, _Jumps], T],
     budget: float,
+    reach: float,
     parallel: int,
     ended: Callable[[Entry, Ended[T]], None],
 ) -> dict[str, Ended[T]]:
     """A greenlet for every host, so many at once; see ``each``."""
     from gevent.pool import Pool
 
-    jumps = _Jumps(room, budget)
+    jumps = _Jumps(room, reach)
     found: dict[str, Ended[T]] = {}
     pool = Pool(max(1, min(parallel, len(entries))))
 
@@ -174,8 +178,9 @@ def scan(
     """
     become_cooperative()
     return _side_by_side(
-        room, entries, lambda entry, jumps: _key(entry, jumps, known, budget), budget, PARALLEL, lambda entry, how: None
-    )
+        room, entries, lambda entry, jumps: _key(entry, jumps, known, budget), budget, budget, PARALLEL,
+        lambda entry, how: None,
+    )  # fmt: skip
 
 
 def _key(entry: Entry, jumps: _Jumps, known: Callable[[str], Sequence[str]], budget: float) -> HostKey:
@@ -317,36 +322,46 @@ def _has_passphrase(key: Path) -> bool:
 
 
 class _Jumps:
-    """Connections to the machines that hosts are reached through: one for all hosts behind one."""
+    """Connections to the machines that hosts are reached through: one for all hosts behind one, and nothing that those
+    behind another wait for."""
 
     def __init__(self, room: Room, budget: float) -> None:
-        from gevent.lock import RLock
-
         self._room, self._budget = room, budget
-        self._lock, self._clients = RLock(), dict[str, Any]()
+        self._locks, self._clients = dict[str, Any](), dict[str, Any]()
 
     def channel(self, entry: Entry) -> Any:
         """A channel to the host's sshd, to be used as its socket."""
+        from gevent.lock import RLock
+
+        _, address, port = jump(entry)
+        with self._locks.setdefault(entry.jump, RLock()):
+            client = self._clients.get(entry.jump)
+            if client is None or not client.get_transport() or not client.get_transport().is_active():
+                self._clients[entry.jump] = client = self._connect(entry)
+        return client.gateway(address, port, entry.address, entry.port, timeout=self._budget)
+
+    def _connect(self, entry: Entry) -> Any:
         from pyinfra.connectors.sshuserclient.client import SSHClient
 
         user, address, port = jump(entry)
-        with self._lock:
-            client = self._clients.get(entry.jump)
-            if client is None or not client.get_transport() or not client.get_transport().is_active():
-                self._clients[entry.jump] = client = SSHClient()
-                login: dict[str, Any] = {"username": user} if user else {}
-                if entry.key and not _has_passphrase(entry.key):
-                    login["key_filename"] = str(entry.key)
-                client.connect(
-                    address,
-                    port=port,
-                    _pyinfra_ssh_forward_agent=False,
-                    _pyinfra_ssh_known_hosts_file=str(self._room.known_hosts),
-                    _pyinfra_ssh_strict_host_key_checking="yes",
-                    _pyinfra_ssh_paramiko_connect_kwargs=_patience(self._budget),
-                    **login,
-                )
-        return client.gateway(address, port, entry.address, entry.port, timeout=self._budget)
+        login: dict[str, Any] = {"username": user} if user else {}
+        if entry.key and not _has_passphrase(entry.key):
+            login["key_filename"] = str(entry.key)
+        client = SSHClient()
+        try:
+            client.connect(
+                address,
+                port=port,
+                _pyinfra_ssh_forward_agent=False,
+                _pyinfra_ssh_known_hosts_file=str(self._room.known_hosts),
+                _pyinfra_ssh_strict_host_key_checking="yes",
+                _pyinfra_ssh_paramiko_connect_kwargs=_patience(self._budget),
+                **login,
+            )
+        except BaseException:  # also a limit of time; a connection without a login is for nobody else
+            client.close()
+            raise
+        return client
 
     def close(self) -> None:
         for client in self._clients.values():
@@ -361,7 +376,9 @@ def jump(entry: Entry) -> tuple[str, str, int]:
     return user, address, int(port or PORT)
 
 
-def _worked(entry: Entry, host: Any, jumps: _Jumps, work: Callable[[Connection, Entry], T]) -> T:
+def _worked(
+    entry: Entry, host: Any, jumps: _Jumps, work: Callable[[Connection, Entry], T], budget: float, reach: float
+) -> T:
     """The work on one host, from the first packet to the last."""
     from pyinfra.context import ctx_host
 
@@ -369,12 +386,13 @@ def _worked(entry: Entry, host: Any, jumps: _Jumps, work: Callable[[Connection, 
         raise Failure(UNREACHABLE, "it has no address", f"write address = ... at line {entry.line} of the inventory")
     ctx_host.set(host)
     try:
-        if entry.jump:
-            through = {**host.data.ssh_paramiko_connect_kwargs, "sock": jumps.channel(entry)}
-            host.data.ssh_paramiko_connect_kwargs = through
-        host.connect(show_errors=False, raise_exceptions=True)
+        with _within(reach):
+            if entry.jump:
+                through = {**host.data.ssh_paramiko_connect_kwargs, "sock": jumps.channel(entry)}
+                host.data.ssh_paramiko_connect_kwargs = through
+            host.connect(show_errors=False, raise_exceptions=True)
         talk = partial(_talk_here, host) if entry.address == LOCAL else partial(_talk, host)
-        return work(_Reached(entry, host, talk), entry)
+        return work(_Reached(entry, host, talk, budget), entry)
     finally:
         _hang_up(host)
 
@@ -402,10 +420,10 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _within(seconds: float, what: str = "") -> Iterator[None]:
-    """A limit of time for a block. gevent's is no Exception, so that nothing on the way takes it for a failure."""
+    """A limit of time for a block; 0: none. gevent's is no Exception, so nothing on the way takes it for a failure."""
     import gevent
 
-    limit = gevent.Timeout.start_new(seconds)
+    limit = gevent.Timeout.start_new(seconds or None)
     try:
         yield
     except gevent.Timeout as over:
@@ -432,18 +450,20 @@ class _Reached:
     """A host that was reached; see the Protocol."""
 
     def __init__(
-        self, entry: Entry, host: Any, talk: Callable[[str, bytes | mmap, int], tuple[int, bytes, bytes]]
+        self, entry: Entry, host: Any, talk: Callable[[str, bytes | mmap, int], tuple[int, bytes, bytes]], budget: float
     ) -> None:
         self.name = entry.name
-        self._entry, self._host, self._talk = entry, host, talk
+        self._entry, self._host, self._talk, self._budget = entry, host, talk, budget
 
-    def probe(self, request: Mapping[str, Any]) -> bytes:
+    def probe(self, request: Mapping[str, Any], *, timeout: float = 0.0) -> bytes:
         import json
 
         source = Path(__file__).with_name("agent.py").read_bytes()
-        stdin = b"%d\n%b%b" % (len(source), source, json.dumps(request).encode())
+        asked = {"seconds": (timeout or self._budget) + GRACE, **request}
+        stdin = b"%d\n%b%b" % (len(source), source, json.dumps(asked).encode())
         script = FIND_PYTHON.replace("@FOLDER@", shlex.quote(self._entry.folder))
-        _, out, error = self._talk(script, stdin, facts.MOST + 1)
+        with _within(timeout, "the agent"):
+            _, out, error = self._talk(script, stdin, facts.MOST + 1)
         if not out.strip():
             said = error.decode(errors="replace").strip()
             raise Failure(FAILED, f"printed no facts: {said[-200:] or 'nothing'}", f"{command(self._entry)} uname")
@@ -598,7 +618,7 @@ def _failure(room: Room, entry: Entry, error: Exception) -> Failure:
         have, known = cause.key.fingerprint, cause.expected_key.fingerprint
         return Failure(
             UNREACHABLE, f"its host key changed: {have}, known is {known}",
-            f"find out why first: it may be another machine; then {keys} --replace={entry.name}",
+            f"find out why first: it may be another machine; then {keys} --replace={shlex.quote(entry.name)}",
         )  # fmt: skip
     if "No host key for" in str(cause):
         return Failure(UNREACHABLE, "its host key is not known", keys)
@@ -655,7 +675,9 @@ for name in python3 python3.15 python3.14 python3.13 python3.12 python3.11 pytho
         continue
     fi
     "$at" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 8))' </dev/null >/dev/null 2>&1 || continue
-    exec "$at" -I -S -c 'import sys; b = sys.stdin.buffer; exec(compile(b.read(int(b.readline())), "agent", "exec"))'
+    # The alarm is for a connection that is gone before everything came; the agent then sets its own.
+    exec "$at" -I -S -c 'import signal, sys; signal.alarm(600); b = sys.stdin.buffer
+exec(compile(b.read(int(b.readline())), "agent", "exec"))'
 done
 clean() { printf %s "$1" | tr -cd 'A-Za-z0-9 ._/()+-'; }
 ID= VERSION_ID= PRETTY_NAME= folder= can=false
@@ -676,5 +698,6 @@ printf '"time": %s, "machine_id": "", "user": "%s", "sudo": %s, "system": "%s", 
     "$(date +%s)" "$(clean "$(id -un)")" $can "$(clean "$ID")" "$(clean "$VERSION_ID")"
 printf '"free": %s, "total": %s, "folder": "%s", "docker_free": null, "images": {}, "labs": {}, "environments": {},' \
     "$(($4 * 1024))" "$(($2 * 1024))" "$folder"
-printf '"strays": {}, "wheels": {}, "start": "", "applied": {}, "unfinished": false, "torch": {}}\n'
+printf '"strays": {}, "scaffolds": {}, "loose": [], "wheels": {}, "start": "", "applied": {},'
+printf '"unfinished": false, "torch": {}}\n'
 """

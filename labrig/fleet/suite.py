@@ -21,7 +21,7 @@ from typing import Any
 
 from labrig import checks, engines, verify
 from labrig.engines import Environment, Session
-from labrig.errors import HostError, LabrigError
+from labrig.errors import HostError, LabrigError, UsageError
 from labrig.fleet import report
 from labrig.fleet.plan import Plan
 from labrig.inventory import LOCAL, Entry, Room
@@ -107,18 +107,22 @@ def _no_run(*_: object, **__: object) -> int:
 
 def ssh_config(room: Room, entry: Entry, socket: Path) -> str:
     """How OpenSSH reaches a host: through one connection, with the room's host keys, also of a machine on the way, and
-    nothing of the user's own."""
+    nothing of the user's own.
+
+    Raises:
+        UsageError: a path that cannot be written there.
+    """
     lines = {
         "Host": entry.name,
         "HostName": entry.address,
         "Port": str(entry.port),
         "User": entry.user,
-        "IdentityFile": f'"{entry.key}"' if entry.key else "",
+        "IdentityFile": _quoted(entry.key) if entry.key else "",
         "IdentitiesOnly": "yes" if entry.key else "",
         "ProxyJump": entry.jump,
-        "ControlPath": f'"{socket}"',
+        "ControlPath": _quoted(socket),
         "Host *": " ",
-        "UserKnownHostsFile": f'"{room.known_hosts.absolute()}"',
+        "UserKnownHostsFile": _quoted(room.known_hosts.absolute()),
         "GlobalKnownHostsFile": "none",
         "StrictHostKeyChecking": "yes",
         "BatchMode": "yes",
@@ -129,6 +133,15 @@ def ssh_config(room: Room, entry: Entry, socket: Path) -> str:
         "ServerAliveCountMax": "2",
     }
     return "".join(f"{key} {value}".strip() + "\n" for key, value in lines.items() if value)
+
+
+def _quoted(path: Path) -> str:
+    """A path as ssh_config(5) has it: there is no way to write a quote that all versions read, nor ``${``."""
+    text = str(path)
+    if not text.isprintable() or any(mark in text for mark in ('"', "\\", "${")):
+        found, fix = repr(text)[:200], 'name it without quotes, line ends, \\ and "${"'
+        raise UsageError("a path that cannot stand in ssh's configuration", found=found, fix=fix)
+    return '"' + text.replace("%", "%%") + '"'
 
 
 @contextlib.contextmanager

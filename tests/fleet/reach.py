@@ -1,6 +1,6 @@
 """A program that reaches the hosts of an inventory: gevent changes the process it runs in, so tests start this one.
 
-python reach.py ROOM.toml BUDGET WORK    prints {"rows": {name: {...}}, "cpu": seconds, "wall": seconds}
+python reach.py ROOM.toml BUDGET WORK [REACH]    prints {"rows": {name: {...}}, "cpu": seconds, "wall": seconds}
 """
 
 from __future__ import annotations
@@ -59,6 +59,18 @@ def linger(connection: Connection, entry: Entry) -> Any:
     return connection.run("sleep 2; echo rested").out
 
 
+def stay(connection: Connection, entry: Entry) -> Any:
+    return connection.run("sleep 5; echo stayed").out
+
+
+def glance(connection: Connection, entry: Entry) -> Any:
+    connection.probe({"folder": entry.folder}, timeout=2)
+
+
+def stare(connection: Connection, entry: Entry) -> Any:
+    connection.probe({"folder": "/tmp/stare", "environments": ["cpu-0"], "torch": True})
+
+
 def stumble(connection: Connection, entry: Entry) -> Any:
     if entry.name.endswith("1"):
         raise RuntimeError("a bug in the work")
@@ -77,7 +89,8 @@ def main() -> None:
             ended=lambda entry, how: told.append(entry.name),
         )  # fmt: skip
     else:
-        rows = ssh.each(room, room.hosts, work, budget=float(sys.argv[2]), ended=lambda e, how: told.append(e.name))
+        budget, reach = float(sys.argv[2]), float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
+        rows = ssh.each(room, room.hosts, work, budget=budget, reach=reach, ended=lambda e, how: told.append(e.name))
     now = resource.getrusage(resource.RUSAGE_SELF)
     assert sorted(told) == sorted(rows)
     cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime

@@ -39,8 +39,8 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(rooms.ROOT), **more}
 
 
-def reach(inventory: Path, work: str, budget: float = 20, **more: str) -> dict[str, Any]:
-    command = [sys.executable, str(HERE / "reach.py"), str(inventory), str(budget), work]
+def reach(inventory: Path, work: str, budget: float = 20, limit: float = 0, **more: str) -> dict[str, Any]:
+    command = [sys.executable, str(HERE / "reach.py"), str(inventory), str(budget), work, str(limit)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment(**more))
     assert done.returncode == 0 and not done.stderr, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -267,6 +267,59 @@ def test_through_a_machine_on_the_way(room: rooms.Room, tmp_path: Path) -> None:
     assert [row["state"] for row in json.loads(done.stdout)] == ["new", "new"], done.stderr
     assert done.returncode == 0
     assert reach(inventory, "look")["rows"]["pc01"]["state"] == "OK"
+
+
+def test_a_frozen_machine_on_the_way_costs_those_behind_it_only(room: rooms.Room, tmp_path: Path) -> None:
+    behind, gate = room.of("good")[:2]
+    frozen = room["frozen1"]
+    address = behind.sh("hostname -I").split()[0]
+    ways = {"pc01": frozen, "pc02": gate, "pc03": frozen, "pc04": gate}
+    own = {name: {"address": address, "port": 22, "jump": f"admin@127.0.0.1:{way.port}"} for name, way in ways.items()}
+    # One address in several rows is refused, but for other names of it.
+    for name, other in (("pc03", "pc01"), ("pc04", "pc02")):
+        own[name]["jump"] = own[other]["jump"].replace("127.0.0.1", "localhost")
+    inventory = room.write(tmp_path, room.of("good"), each=own)
+    keys = [f"{address} {line.partition(' ')[2]}" for line in behind.keys]
+    keys += [line.replace("[127.0.0.1]", name) for line in gate.keys for name in ("[127.0.0.1]", "[localhost]")]
+    inventory.with_suffix(".known_hosts").write_text("".join(f"{line}\n" for line in keys))
+    found = reach(inventory, "stumble", budget=8)
+    assert states(found["rows"]) == {"pc01": "TIMEOUT", "pc02": "OK", "pc03": "TIMEOUT", "pc04": "OK"}, found
+    assert found["wall"] < 10 and found["rows"]["pc02"]["seconds"] < 6
+
+
+def test_a_host_is_reached_soon_or_given_up(room: rooms.Room, tmp_path: Path) -> None:
+    """And what is done there may take longer."""
+    inventory = room.write(tmp_path, [*room.of("good")[:1], *room.of("frozen")])
+    found = reach(inventory, "stay", budget=60, limit=3)
+    assert found["rows"]["frozen1"]["state"] == "TIMEOUT" and found["rows"]["frozen1"]["seconds"] < 5, found
+    assert found["rows"]["frozen1"]["why"] == "no answer within 3 s" and found["rows"]["frozen1"]["fix"]
+    assert found["rows"]["pc01"]["value"] == "stayed\n" and found["wall"] < 15
+
+
+def test_a_probe_may_have_less_time_than_the_host(room: rooms.Room, tmp_path: Path) -> None:
+    host = room.of("good")[0]
+    host.sh("printf '#!/bin/sh\\nexec sleep 30\\n' >/usr/local/bin/python3; chmod 755 /usr/local/bin/python3")
+    try:
+        row = reach(room.write(tmp_path, [host]), "glance", budget=60)["rows"]["pc01"]
+    finally:
+        host.sh("rm /usr/local/bin/python3")
+    assert (row["state"], row["why"]) == ("TIMEOUT", "no answer within 2 s: the agent") and row["seconds"] < 10
+
+
+def test_nothing_stays_on_a_host_that_was_given_up(room: rooms.Room, tmp_path: Path) -> None:
+    host = room.of("good")[0]
+    host.sh(
+        "mkdir -p /tmp/stare/envs/cpu-0/bin; cd /tmp/stare/envs/cpu-0/bin\n"
+        "printf '#!/bin/sh\\nexec sleep 149\\n' >python; chmod 755 python"
+    )
+    row = reach(room.write(tmp_path, [host]), "stare", budget=4)["rows"]["pc01"]
+    assert row["state"] == "TIMEOUT" and row["why"] == "no answer within 4 s", row
+    there = "pgrep -x -a python3 -u admin || :; pgrep -f -a '^sleep 149' -u admin || :"
+    assert "sleep 149" in host.sh(there), "it was not asked"
+    until = time.monotonic() + 30
+    while left := host.sh(there):
+        assert time.monotonic() < until, left
+        time.sleep(0.2)
 
 
 def test_ssh_s_own_configuration_is_honoured(room: rooms.Room, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import base64
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,15 +43,20 @@ def interpreters() -> Iterator[str]:
                 break
 
 
-def look(folder: Path, python: str = sys.executable, path: str = "", **request: Any) -> Facts:
+def run(
+    folder: Path, python: str = sys.executable, path: str = "", limit: float = 120, **request: Any
+) -> subprocess.CompletedProcess[bytes]:
     """As ssh.py does it: the agent's length and source, and the request behind them."""
     source = AGENT.read_bytes()
     begin = 'import sys; b = sys.stdin.buffer; exec(compile(b.read(int(b.readline())), "agent", "exec"))'
     stdin = b"%d\n%b%b" % (len(source), source, json.dumps({"folder": str(folder), **request}).encode())
     variables = {**os.environ, "PATH": f"{path}:/usr/bin:/bin"}  # a machine's own may hold slow shims
-    done = subprocess.run(
-        [python, "-I", "-S", "-c", begin], input=stdin, capture_output=True, timeout=120, env=variables
-    )
+    command = [python, "-I", "-S", "-c", begin]
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=limit, env=variables)
+
+
+def look(folder: Path, python: str = sys.executable, **request: Any) -> Facts:
+    done = run(folder, python, **request)
     assert done.returncode == 0 and not done.stderr, done.stderr.decode()
     assert done.stdout.count(b"\n") == 1
     return facts.parse(done.stdout)
@@ -207,6 +214,120 @@ def test_a_link_in_the_labs_is_not_the_lab(folder: Path) -> None:
     assert look(folder).labs["01_tensors.py"] == "link"
 
 
+def test_a_link_to_a_folder_in_the_labs_is_seen(folder: Path) -> None:
+    (folder / "labs" / "more").symlink_to(folder / "wheels")
+    assert look(folder).labs["more"] == "link"
+
+
+ODD_FILES: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "socket": lambda path: bind(path),
+    "folder": lambda path: path.mkdir(),
+    "link to a pipe": lambda path: (os.mkfifo(f"{path}.pipe"), path.symlink_to(f"{path}.pipe")),
+    "link to a device": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        before = Path.cwd()
+        os.chdir(path.parent)  # a socket's path has to be short
+        try:
+            bound.bind(path.name)
+        finally:
+            os.chdir(before)
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_what_is_no_file_is_not_waited_for(folder: Path, kind: str) -> None:
+    site = folder / "envs" / NAME / "lib" / "python3.11" / "site-packages"
+    info = site / "Torch_Like-2.0.dist-info"
+    before = look(folder, environments=[NAME])
+    odd = [folder / "labs" / "01_tensors.py", folder / "start", folder / "applied.json", folder / ".hashed.json"]
+    odd += [site / "torch" / "__init__.py", info / "METADATA", folder / "envs" / NAME / "pyvenv.cfg"]
+    for path in odd:
+        path.unlink(missing_ok=True)
+        ODD_FILES[kind](path)
+        if not path.is_symlink():
+            path.chmod(0o755)
+    seen = look(folder, environments=[NAME], limit=20)
+    digest = "link" if kind.startswith("link") else "odd"
+    assert seen.labs.get("01_tensors.py") == (None if kind == "folder" else digest)
+    assert seen.applied == {} and seen.start == ("" if kind.startswith("link") else digest)
+    assert seen.environments[NAME] != before.environments[NAME] and seen.scaffolds != before.scaffolds
+    (info / "RECORD").unlink()
+    ODD_FILES[kind](info / "RECORD")
+    assert look(folder, environments=[NAME], limit=20).environments[NAME]["torch-like"].digest == facts.tree({})
+
+
+def test_it_ends_itself_and_what_it_started(folder: Path, tmp_path: Path) -> None:
+    python = folder / "envs" / NAME / "bin" / "python"
+    write(python, f"#!/bin/sh\necho $$ >{tmp_path}/begun\nsleep 100 & wait\n".encode())
+    python.chmod(0o755)
+    begun = time.monotonic()
+    done = run(folder, environments=[NAME], torch=True, seconds=2)
+    assert done.returncode == 1 and not done.stdout and time.monotonic() - begun < 15
+    group = (tmp_path / "begun").read_text().strip()
+    shown = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], capture_output=True, text=True, timeout=20, check=True)
+    left = [line.split() for line in shown.stdout.splitlines()]
+    assert left and not [stat for pgid, stat in left if pgid == group and not stat.startswith("Z")]
+
+
+SCAFFOLDS: dict[str, Callable[[Path], object]] = {
+    "script": lambda venv: write(venv / "bin" / "torchrun", b"#!/another\n"),
+    "more": lambda venv: write(venv / "bin" / "pip", b"#!/another\n"),
+    "less": lambda venv: (venv / "bin" / "torchrun").unlink(),
+    "link": lambda venv: ((venv / "bin/python").unlink(), (venv / "bin/python").symlink_to("/usr/bin/other")),
+    "file for a link": lambda venv: ((venv / "bin/python").unlink(), write(venv / "bin/python", b"#!/bin/sh\n")),
+    "configuration": lambda venv: write(venv / "pyvenv.cfg", b"include-system-site-packages = true\n"),
+    "no configuration": lambda venv: (venv / "pyvenv.cfg").unlink(),
+}
+
+
+@pytest.mark.parametrize("change", SCAFFOLDS)
+def test_what_makes_an_environment_run_is_seen(folder: Path, change: str) -> None:
+    venv = folder / "envs" / NAME
+    script, configuration = write(venv / "bin" / "torchrun", b"#!/a/path\n"), write(venv / "pyvenv.cfg", b"home = /\n")
+    (venv / "bin" / "python").symlink_to("/usr/bin/python3")
+    leads = hashlib.sha256(b"/usr/bin/python3").hexdigest()
+    whole = {"bin/torchrun": script, "bin/python": f"link:{leads}", "pyvenv.cfg": configuration}
+    assert look(folder, environments=[NAME]).scaffolds == {NAME: facts.tree(whole)}
+    write(venv / "bin" / "__pycache__" / "x.pyc", b"made here")
+    assert look(folder, environments=[NAME]).scaffolds == {NAME: facts.tree(whole)}
+    SCAFFOLDS[change](venv)
+    assert look(folder, environments=[NAME]).scaffolds != {NAME: facts.tree(whole)}
+
+
+def test_what_others_may_change_or_students_not_enter_is_named(folder: Path) -> None:
+    venv = f"envs/{NAME}"
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755)
+    (folder / "labs" / "linked").symlink_to("/")  # not looked at
+    (folder / "labs" / "__pycache__" / "x.pyc").chmod(0o666)
+    (folder / "wheels").chmod(0o777)
+    assert look(folder, environments=[NAME]).loose == ()
+    wrong = {
+        ".": 0o750, "start": 0o754, "applied.json": 0o664, "labs": 0o700, "labs/data": 0o757, "envs": 0o711,
+        "labs/01_tensors.py": 0o666, venv: 0o700, f"{venv}/lib/python3.11/site-packages/torch/__init__.py": 0o620,
+    }  # fmt: skip
+    for path, mode in wrong.items():
+        (folder / path).chmod(mode)
+    assert set(look(folder, environments=[NAME]).loose) == set(wrong)
+    for number in range(30):
+        write(folder / "labs" / f"{number}.py", b"")
+        (folder / "labs" / f"{number}.py").chmod(0o666)
+    assert len(look(folder, environments=[NAME]).loose) == 20
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+def test_files_of_another_user_are_named(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755)
+    os.chown(folder / "labs" / "data", 65534, 65534)
+    os.chown(folder / "start", 65534, 65534)
+    assert look(folder, environments=[NAME]).loose == ("start", "labs/data")
+
+
 def test_torch_is_asked_in_its_environment(folder: Path) -> None:
     python = folder / "envs" / NAME / "bin" / "python"
     write(python, b"#!/bin/sh\necho it is broken >&2\nexit 1\n")
@@ -234,7 +355,7 @@ DOCUMENT: dict[str, Any] = {
     "time": 1.5, "machine_id": "m", "user": "u", "sudo": True, "system": "debian", "release": "12",
     "pythons": {"3.11": True}, "free": 1, "total": 2, "folder": "ours", "docker_free": None, "images": {"a": "b"},
     "labs": {"x": "y"}, "environments": {"e": {"p": {"version": "1", "digest": "d"}}}, "strays": {}, "wheels": {"w": 1},
-    "start": "",
+    "start": "", "scaffolds": {"e": "f"}, "loose": ["."],
     "applied": {"target": "cpu"}, "unfinished": False,
     "torch": {"e": {"version": "2", "cuda": None, "device": "cpu", "name": "", "error": ""}},
 }  # fmt: skip
@@ -286,9 +407,41 @@ def read_or_refused(printed: bytes) -> None:
     except Unreadable as refused:
         assert str(refused).isprintable()
         return
+    numbers = (seen.free, seen.total, seen.docker_free or 0, *seen.wheels.values(), *places_of_numbers(seen.applied))
+    assert all(abs(number) < 1 << 63 for number in numbers)
     texts = (seen.user, seen.host.os_version, seen.host.docker_error, *seen.labs, *seen.images.values())
     assert all(text.isprintable() and text.encode() is not None for text in texts)
     assert 0 <= seen.time < 1 << 40
+
+
+def places_of_numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from places_of_numbers(one)
+    elif isinstance(value, int | float):
+        yield value
+
+
+@pytest.mark.parametrize("number", [10**400, 1 << 63, -(1 << 63), float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("free",),
+        ("total",),
+        ("docker_free",),
+        ("wheels", "w"),
+        ("applied", "target"),
+        ("host", "gpus", 0, "memory_mib"),
+    ],
+)
+def test_numbers_that_nothing_can_reckon_with_are_refused(way: tuple[Any, ...], number: float) -> None:
+    document = json.loads(json.dumps(DOCUMENT))
+    inner = document
+    for key in way[:-1]:
+        inner = inner[key]
+    inner[way[-1]] = number
+    with pytest.raises(Unreadable):
+        facts.parse(json.dumps(document).encode())
 
 
 def test_clones_are_told_by_their_machine_id() -> None:

@@ -15,11 +15,12 @@ import pytest
 from samples import published
 
 from labrig import lock, spec
-from labrig.fleet import lessons
+from labrig.errors import UsageError
+from labrig.fleet import lessons, suite
 from labrig.fleet.facts import Unreadable
 from labrig.fleet.lessons import Lesson
 from labrig.fleet.wanted import Wanted
-from labrig.inventory import Entry
+from labrig.inventory import Entry, Room
 
 ROOT = Path(__file__).parents[2]
 TARGET = spec.read(ROOT / "images" / spec.TABLE).targets["cpu"]
@@ -144,3 +145,26 @@ def test_an_image_runs_without_network_and_with_the_gpu_where_it_is_for_one() ->
     assert "--network none" in words and "--gpus" not in words and contained.image and contained.image.image in words
     gpu = replace(contained, target=replace(TARGET, device="cuda"))
     assert "--gpus all" in lessons.script(ENTRY, gpu, 60)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, 1.7e308, 10**400])
+def test_numbers_that_json_has_not_are_none_of_the_rooms(odd: float) -> None:
+    metrics = {"accuracy": {"value": odd, "unit": "share of test images", "better": "higher"}}
+    good, bad = lessons.read(json.dumps([result()])), lessons.read(json.dumps([result(metrics=metrics)]))
+    found = lessons.compare({"pc01": good, "pc02": bad, "pc03": good})
+    (outlier,) = json.loads(json.dumps(found.to_json(), allow_nan=False))["outliers"]
+    assert outlier == {"host": "pc02", "lab": "06_images", "metric": "accuracy", "value": None, "median": 0.91}
+    assert lessons.compare({"pc01": bad, "pc02": bad}).outliers == ()
+    with pytest.raises(Unreadable):
+        lessons.read(json.dumps([result(seconds=odd)]))
+
+
+def test_a_path_says_nothing_else_in_ssh_s_configuration(tmp_path: Path) -> None:
+    room = Room(tmp_path / "room.toml", (ENTRY,), "", tmp_path / "100 %d.known_hosts")
+    lines = suite.ssh_config(room, replace(ENTRY, key=Path("/home/a b/50%")), tmp_path / "s").splitlines()
+    assert 'IdentityFile "/home/a b/50%%"' in lines and any(line.endswith('/100 %%d.known_hosts"') for line in lines)
+    for odd in ('/a"b', "/a\nProxyCommand touch /tmp/x", "/a\\", "/${HOME}/a", "/a\r"):
+        with pytest.raises(UsageError, match="cannot stand in ssh's configuration"):
+            suite.ssh_config(room, replace(ENTRY, key=Path(odd)), tmp_path / "s")
+        with pytest.raises(UsageError):
+            suite.ssh_config(replace(room, known_hosts=Path(odd)), ENTRY, tmp_path / "s")
