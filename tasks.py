@@ -408,6 +408,7 @@ def labs(
         "require_device": "fail where the target's device is absent, instead of skipping with the reason",
         "offline": OFFLINE,
         "inventory": "the hosts of a room instead: a TOML file with a [[host]] table for each (docs/rooms.md)",
+        "host": "@local: what provision --host=@local brought to the machine you sit at",
         "only_bad": "show only hosts that something is to be done about",
         "watch": "ask again every 30 (or so many) seconds, until Ctrl-C",
         "limit": "only these: names with commas, room:NAME, or @failed of the last run",
@@ -430,6 +431,7 @@ def verify(
     offline: bool = False,
     json: bool = False,
     inventory: str = "",
+    host: str = "",
     only_bad: bool = False,
     watch: str = "",
     limit: str = "",
@@ -444,9 +446,10 @@ def verify(
     from labrig.fleet import audit
 
     wish = audit.read_wish(only_bad, watch, limit, labs, deep, budget, junit, html)
-    audit.require_sense(inventory, wish, one=bool(target or engine or image or require_device or offline), json=json)
-    if inventory:
-        found = (audit.watch if wish.watch else audit.verify)(ROOT, Path(inventory), wish)
+    one = bool(target or engine or image or require_device or offline)
+    audit.require_sense(inventory or host, wish, one=one, json=json)
+    if inventory or host:
+        found = (audit.watch if wish.watch else audit.verify)(ROOT, inventory, host, wish)
         audit.show(ROOT, found, json=json)
         if not wish.watch:
             found.raise_for_failures()

@@ -52,6 +52,14 @@ USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?")
 JUMP = re.compile(rf"({USER.pattern}@)?{ADDRESS.pattern}(:[0-9]{{1,5}})?")
 CACHE = re.compile(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 REMOTE = re.compile(r"/[A-Za-z0-9._/-]+")  # a folder there: it stands in commands and scripts
+SHAPES = {  # of values, and what is meant
+    "name": (NAME, "letters, digits, dots, - and _, at most 64"),
+    "user": (USER, "a user's name"),
+    "jump": (JUMP, "USER@HOST:PORT"),
+    "password": (re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:.+"), "a reference: env:NAME or file:PATH"),
+}
+HEADER = re.compile(r"\s*\[+\s*([A-Za-z0-9_-]+)\s*\]")  # of a table, in a file that is already known to be TOML
+ASSIGNED = re.compile(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
 MAX_HOSTS = 10_000
 
 
@@ -112,8 +120,8 @@ def read(path: Path) -> Room:
         raise UsageError(f"cannot read the inventory {path}", found=reason, fix="name a file") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or a number or nesting too deep for Python
         raise UsageError(f"{path.name} is not valid TOML", found=str(error)[:300], fix=f"edit {path}") from None
-    shared = _shared(data, path.name)
-    hosts = parse(data, path.name, _lines(text))
+    hosts = parse(data, path.name, text)
+    shared = data.get("room", {})
     named = shared.get("known_hosts")
     known = path.parent / Path(named).expanduser() if named else path.with_suffix(".known_hosts")
     return Room(path, hosts, shared.get("cache", ""), known)
@@ -149,14 +157,32 @@ def secret(entry: Entry) -> str:
     return value
 
 
-def parse(data: Mapping[str, Any], file: str, lines: tuple[int, ...] = ()) -> tuple[Entry, ...]:
-    """The machines of an inventory that is already parsed; ``lines`` says where each [[host]] begins."""
+@dataclass(frozen=True)
+class _Table:
+    """A table of the file as errors name it. ``lines``: where each of its keys stands, and "" for the table itself."""
+
+    file: str
+    name: str
+    lines: Mapping[str, int]
+
+    def line(self, key: str = "") -> int:
+        """The line of a key, else of the table; 0 where it is not known."""
+        return self.lines.get(key, self.lines.get("", 0))
+
+    def at(self, key: str = "") -> str:
+        """``room.toml, line 5: [[host]] 1 (pc01)``."""
+        line = self.line(key)
+        return f"{self.file}{f', line {line}' if line else ''}: {self.name}"
+
+
+def parse(data: Mapping[str, Any], file: str, text: str = "") -> tuple[Entry, ...]:
+    """The machines of an inventory that is already parsed; ``text`` is what it was parsed from, for lines in errors."""
     if stray := sorted(set(data) - {"host", "room"}):
         raise UsageError(
             f"{file}: unknown key {stray[0][:60]!r}", found=", ".join(stray)[:200],
             fix="write [[host]] tables, and one [room]",
         )  # fmt: skip
-    shared = {key: value for key, value in _shared(data, file).items() if key in SHARED}
+    shared = {key: value for key, value in _shared(data, file, text).items() if key in SHARED}
     hosts = data.get("host")
     if not isinstance(hosts, list) or not hosts or not all(isinstance(host, dict) for host in hosts):
         raise UsageError(
@@ -166,93 +192,112 @@ def parse(data: Mapping[str, Any], file: str, lines: tuple[int, ...] = ()) -> tu
         raise UsageError(
             f"{file}: too many machines", found=str(len(hosts)), fix=f"at most {MAX_HOSTS}; split the file"
         )
+    lines = _lines(text, "host")
     entries: dict[str, Entry] = {}
+    named: dict[str, _Table] = {}
     dialled: dict[tuple[str, int, str], str] = {}
     for number, host in enumerate(hosts):
-        line = lines[number] if number < len(lines) == len(hosts) else 0
-        at = f", line {line}" if line else ""
-        entry = _entry({**shared, **host}, f"{file}{at}: [[host]] {number + 1}", line)
+        title = f"[[host]] {number + 1}" + (f" ({host['name']})" if _is_name(host.get("name")) else "")
+        table = _Table(file, title, lines[number] if len(lines) == len(hosts) else {})
+        entry = _entry(host, shared, table)
         if entry.name in entries:
-            raise UsageError(f"{file}{at}: a second host {entry.name!r}", found="two that can differ", fix="rename one")
-        entries[entry.name] = entry
+            raise UsageError(
+                f"{table.at('name')}: a second host {entry.name!r}",
+                found=f"the first is {_place(named[entry.name], 'name')}", fix="rename one",
+            )  # fmt: skip
+        entries[entry.name], named[entry.name] = entry, table
         way = (entry.address.lower(), entry.port, entry.jump)
         if entry.address and way in dialled:
+            first = dialled[way]
             raise UsageError(
-                f"{file}{at}: host {entry.name} is at the address of {dialled[way]}",
-                found=f"{entry.address}, port {entry.port}", fix="one machine has one [[host]]",
-            )  # fmt: skip
+                f"{table.at('address')}: the address of {first}",
+                found=f"{entry.address}, port {entry.port}; {first} is {_place(named[first], 'address')}",
+                fix="one machine has one [[host]]",
+            )
         dialled[way] = entry.name
     return tuple(entries.values())
 
 
-def _lines(text: str) -> tuple[int, ...]:
-    return tuple(n for n, line in enumerate(text.splitlines(), start=1) if re.match(r"\s*\[\[\s*host\s*\]\]", line))
+def _place(table: _Table, key: str) -> str:
+    line = table.line(key)
+    return f"in line {line}" if line else table.name
 
 
-def _shared(data: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """The [room] table."""
-    found = data.get("room", {})
-    where = f"{file}: [room]"
-    if not isinstance(found, dict):
-        raise UsageError(f"{where} is wrong", found=repr(found)[:200], fix="write a [room] table")
-    _require_keys(found, ROOM_KEYS, where)
-    if "cache" in found and not CACHE.fullmatch(found["cache"]):
-        raise UsageError(f"{where}: cache is wrong", found=repr(found["cache"])[:200], fix="HOST:PORT of a registry")
+def _lines(text: str, table: str) -> list[dict[str, int]]:
+    """For each table of that name the lines of its keys; that of "" is its own."""
+    found: list[dict[str, int]] = []
+    inside = False
+    for number, line in enumerate(text.split("\n"), start=1):
+        if header := HEADER.match(line):
+            inside = header[1] == table
+            if inside:
+                found.append({"": number})
+        elif inside and (key := ASSIGNED.match(line)):
+            found[-1].setdefault(key[1], number)
     return found
 
 
-def _require_keys(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    if stray := sorted(set(table) - set(known)):
+def _shared(data: Mapping[str, Any], file: str, text: str) -> dict[str, Any]:
+    """The [room] table."""
+    found = data.get("room", {})
+    table = _Table(file, "[room]", next(iter(_lines(text, "room")), {}))
+    if not isinstance(found, dict):  # what it is may hold a password
+        raise UsageError(f"{table.at()} is wrong", found=type(found).__name__, fix="write a [room] table")
+    _require_keys(found, ROOM_KEYS, table)
+    if "cache" in found and not CACHE.fullmatch(found["cache"]):
         raise UsageError(
-            f"{where}: unknown key {stray[0][:60]!r}", found=", ".join(stray)[:200], fix=f"use {', '.join(known)}"
+            f"{table.at('cache')}: cache is wrong", found=repr(found["cache"])[:200], fix="HOST:PORT of a registry"
         )
-    for key, value in table.items():
-        if key == "port":
-            if type(value) is not int or not 0 < value < 65536:
-                raise UsageError(f"{where}: port is wrong", found=repr(value)[:200], fix="a number from 1 to 65535")
-        elif key == "install":
-            if not isinstance(value, list) or not all(one in INSTALL for one in value):
-                raise UsageError(f"{where}: install is wrong", found=repr(value)[:200], fix=f"some of {list(INSTALL)}")
-        elif not isinstance(value, str) or not value.strip():
-            raise UsageError(f"{where}: {key} is wrong", found=repr(value)[:200], fix="write text in quotes")
+    return found
 
 
-def _entry(host: Mapping[str, Any], where: str, line: int) -> Entry:
-    _require_keys(host, KEYS, where)
-    if "name" not in host:
-        raise UsageError(f"{where}: no name", found=f"keys: {', '.join(host) or 'none'}", fix="write name = ...")
-    if not NAME.fullmatch(host["name"]):
-        fix = "letters, digits, dots, - and _, at most 64"
-        raise UsageError(f"{where}: name is wrong", found=repr(host["name"])[:200], fix=fix)
-    where = f"{where} ({host['name']})"
-    if "machine" not in host and "address" not in host:
-        found = f"keys: {', '.join(host) or 'none'}"
-        raise UsageError(f"{where}: neither address nor machine", found=found, fix="write address = ... for ssh")
-    shapes = {
-        "user": (USER, "a user's name"),
-        "jump": (JUMP, "USER@HOST:PORT"),
-        "folder": (REMOTE, "an absolute path of letters, digits, . _ - and /"),
-        "password": (re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:.+"), "a reference: env:NAME or file:PATH"),
-    }
-    for key, (shape, meant) in shapes.items():
-        if key in host and not shape.fullmatch(host[key]):
-            # A password is never shown, also where it stands by mistake.
-            found = "no reference" if key == "password" else repr(host[key])[:200]
-            raise UsageError(f"{where}: {key} is wrong", found=found, fix=meant)
-    if ".." in PurePosixPath(host.get("folder", FOLDER)).parts or host.get("folder", FOLDER).strip("/") == "":
-        raise UsageError(f"{where}: folder is wrong", found=repr(host["folder"]), fix="a folder of its own")
-    if "address" in host and not _is_address(host["address"]):
+def _require_keys(values: Mapping[str, Any], known: tuple[str, ...], table: _Table) -> None:
+    """Raises UsageError where a key is not known, or its value cannot be."""
+    if stray := sorted(set(values) - set(known)):
         raise UsageError(
-            f"{where}: address is wrong", found=repr(host["address"])[:200],
-            fix=f"a host's name, an IP address, or {LOCAL}; the port has a key of its own",
+            f"{table.at(stray[0])}: unknown key {stray[0][:60]!r}", found=", ".join(stray)[:200],
+            fix=f"use {', '.join(known)}",
         )  # fmt: skip
-    if host.get("engine", AUTO) not in ENGINES:
-        raise UsageError(
-            f"{where}: engine is wrong", found=repr(host["engine"])[:200], fix=f"one of {', '.join(ENGINES)}"
-        )
+    for key, value in values.items():
+        if meant := _meant(key, value):
+            # A password is never shown, also where it stands by mistake.
+            found = "no reference" if key == "password" else repr(value)[:200]
+            raise UsageError(f"{table.at(key)}: {key} is wrong", found=found, fix=meant)
+
+
+def _meant(key: str, value: Any) -> str:
+    """What should stand there instead of a value that cannot be; empty where it can."""
+    if key == "port":
+        return "" if type(value) is int and 0 < value < 65536 else "a number from 1 to 65535"
+    if key == "install":
+        right = isinstance(value, list) and all(one in INSTALL for one in value)
+        return "" if right else f"some of {list(INSTALL)}"
+    if key in SHAPES:
+        shape, meant = SHAPES[key]
+        return "" if isinstance(value, str) and shape.fullmatch(value) else meant
+    if not isinstance(value, str) or not value.strip():
+        return "write text in quotes"
+    if key == "folder" and not _is_folder(value):
+        return "an absolute path of letters, digits, . _ - and /, to a folder of its own"
+    if key == "address" and not _is_address(value):
+        return f"a host's name, an IP address, or {LOCAL}; the port has a key of its own"
+    if key == "engine" and value not in ENGINES:
+        return f"one of {', '.join(ENGINES)}"
+    return ""
+
+
+def _entry(own: Mapping[str, Any], shared: Mapping[str, Any], table: _Table) -> Entry:
+    """A machine, by its own keys and what holds for the room."""
+    _require_keys(own, KEYS, table)
+    keys = f"keys: {', '.join(own) or 'none'}"
+    if "name" not in own:
+        raise UsageError(f"{table.at()}: no name", found=keys, fix="write name = ...")
+    if "machine" not in own and "address" not in own:
+        raise UsageError(f"{table.at()}: neither address nor machine", found=keys, fix="write address = ... for ssh")
+    host = {**shared, **own}
     return Entry(
         name=host["name"],
-        machine=description.parse(host["machine"], where) if "machine" in host else None,
+        machine=description.parse(host["machine"], table.at("machine")) if "machine" in host else None,
         target=host.get("target", AUTO),
         room=host.get("room", ""),
         notes=host.get("notes", ""),
@@ -265,8 +310,16 @@ def _entry(host: Mapping[str, Any], where: str, line: int) -> Entry:
         password=host.get("password", ""),
         jump=host.get("jump", ""),
         folder=host.get("folder", FOLDER).rstrip("/"),
-        line=line,
+        line=table.line(),
     )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and NAME.fullmatch(value) is not None
+
+
+def _is_folder(text: str) -> bool:
+    return bool(REMOTE.fullmatch(text)) and ".." not in PurePosixPath(text).parts and text.strip("/") != ""
 
 
 def _is_address(text: str) -> bool:

@@ -1,7 +1,11 @@
-"""`invoke verify --inventory=FILE`: every host of a room asked once, what it said against what it should have."""
+"""`invoke verify --inventory=FILE`: every host of a room asked once, what it said against what it should have.
+
+`--host=@local` is a room of one: the machine you sit at.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +24,7 @@ from labrig.fleet.lessons import Comparison, Lesson
 from labrig.fleet.plan import Course, Lacking, Plan, compare, prepare
 from labrig.fleet.report import Report
 from labrig.fleet.ssh import Ended
-from labrig.inventory import Entry, Room
+from labrig.inventory import LOCAL, Entry, Room
 
 BUDGET = 60.0  # seconds for a host: importing torch from a cold disk takes most of it
 LABS_BUDGET = 900.0  # seconds for all labs of a host, quickly
@@ -81,21 +85,20 @@ class Found:
             return
         kind = PendingError if states == {DRIFT} else DistributeError
         named = ", ".join(wrong[:8]) + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
-        raise kind(
-            f"{len(wrong)} of {len(self.report.rows)} hosts are not OK", found=named, fix="each row says what mends it"
-        )
+        count = f"{len(wrong)} of {len(self.report.rows)}"
+        raise kind(f"not OK: {count}", found=named, fix="each row says what mends it")
 
 
-def verify(root: Path, file: Path, wish: Wish) -> Found:
-    """Ask every host of an inventory (or those of --limit) once; with --labs and --deep more is done on those that
-    answered.
+def verify(root: Path, inventory: str, host: str, wish: Wish) -> Found:
+    """Ask every host of an inventory (or those of --limit), or ``host``, which is @local, once; with --labs and --deep
+    more is done on those that answered.
 
     Raises:
-        UsageError: the inventory, or the limit.
+        UsageError: the inventory, both or neither of it and a host, or the limit.
         HostError: the extra labrig[fleet] is not installed.
         Interrupted: Ctrl-C; labs that run on hosts end there by themselves, within the budget, and leave nothing.
     """
-    room = apply.find_room(str(file), "")
+    room = apply.find_room(inventory, host)
     entries = apply.select(room, wish.limit)
     began = time.monotonic()
     rows, plans = ask(root, room, entries, budget=wish.budget or BUDGET, deep=bool(wish.deep))
@@ -112,7 +115,10 @@ def verify(root: Path, file: Path, wish: Wish) -> Found:
         suites = suite.run(room, sample, budget=wish.budget or SUITE_BUDGET)
         rows = [_proven(row, suites.get(row.host), report.command(room, row.host)) for row in rows]
     apply.keep_run(room, rows)
-    return Found(Report(file.name, datetime.now(UTC), time.monotonic() - began, tuple(rows)), wish, compared, suites)
+    return Found(
+        Report(room.path.name or LOCAL, datetime.now(UTC), time.monotonic() - began, tuple(rows)),
+        wish, compared, suites,
+    )  # fmt: skip
 
 
 def show(root: Path, found: Found, *, json: bool = False) -> None:
@@ -143,23 +149,34 @@ def read_wish(
         raise UsageError("--labs takes one word", found=repr(labs)[:60], fix="--labs=quick")
     if not (0 <= interval < 86400 and 0 <= budget < 86400):
         raise UsageError("--watch and --budget are seconds", found=f"{interval:g}, {budget:g}", fix="from 1 to 86399")
+    for flag, file in (("--junit", junit), ("--html", html)):
+        _require_place(flag, file)
     return Wish(only_bad, limit, labs, kind, budget, interval, junit, html)
 
 
-def require_sense(inventory: str, wish: Wish, *, one: bool, json: bool) -> None:
-    """``one`` says that something was named that is about a single environment.
+def _require_place(flag: str, file: str) -> None:
+    """Raises UsageError where a file cannot be written: before a room is asked for minutes."""
+    place = Path(file).expanduser()
+    if file and (place.is_dir() or not place.parent.is_dir() or not os.access(place.parent, os.W_OK)):
+        found = "a folder" if place.is_dir() else f"the folder {place.parent} is not there, or cannot be written"
+        raise UsageError(f"{flag}={file} cannot be written", found=found, fix="name a file in a folder of yours")
+
+
+def require_sense(room: str, wish: Wish, *, one: bool, json: bool) -> None:
+    """``room`` is what was named of --inventory and --host; ``one`` says that something about a single environment was
+    named too.
 
     Raises:
         UsageError: flags do not go together.
     """
-    if inventory and one:
+    if room and one:
         raise UsageError(
-            "--inventory goes with none of --target, --engine, --image, --require-device and --offline",
+            "--inventory and --host go with none of --target, --engine, --image, --require-device and --offline",
             found="one that is about a single environment",
             fix="what each host should have stands in the inventory",
         )
-    if not inventory and wish != Wish():
-        raise UsageError("flags that are about a room, and no --inventory", fix="--inventory=room.toml")
+    if not room and wish != Wish():
+        raise UsageError("flags that are about a room, and no --inventory", fix=f"--inventory=FILE, or --host={LOCAL}")
     if wish.watch and (wish.labs or wish.deep or json):
         raise UsageError("--watch goes with none of --labs, --deep and --json", fix="run those once")
 
@@ -248,7 +265,8 @@ def run_labs(room: Room, plans: Mapping[str, Plan], *, budget: float) -> Compari
             why = said.error.strip().splitlines()[-1:] or [str(error)]
             raise ssh.Failure(FAILED, f"the labs did not run: {report.clean(why[0])}") from None
 
-    print(f"labs, quickly, on {len(entries)} hosts; at most {report.span(budget)}", file=sys.stderr)
+    hosts = f"{len(entries)} host{'s' * (len(entries) != 1)}"
+    print(f"labs, quickly, on {hosts}; at most {report.span(budget)}", file=sys.stderr)
     ended = ssh.each(room, entries, work, budget=budget, ended=_say_labs)
     return lessons.compare(
         {name: how.value if how.value is not None else lessons.failed(how.why) for name, how in ended.items()}
@@ -287,7 +305,7 @@ def _and(*words: str) -> str:
 # --- watching ---------------------------------------------------------------------------------------------------------
 
 
-def watch(root: Path, file: Path, wish: Wish) -> Found:
+def watch(root: Path, inventory: str, host: str, wish: Wish) -> Found:
     """Ask again and again until Ctrl-C, which is how this ends well: what was found last is given.
 
     A terminal shows the table, anything else gets a line for each host whose state changes. Raises as verify.
@@ -297,7 +315,7 @@ def watch(root: Path, file: Path, wish: Wish) -> Found:
     with _screen() if draw else nullcontext():
         try:
             while True:
-                before, found = found, verify(root, file, wish)
+                before, found = found, verify(root, inventory, host, wish)
                 if draw:
                     print(f"\x1b[H\x1b[2J{found.text()}\n{_now()}; Ctrl-C ends", end="", flush=True)
                 else:

@@ -31,7 +31,7 @@ from labrig import inventory, oci, published, registry, spec
 from labrig.base import ARCHITECTURES
 from labrig.errors import DistributeError, UsageError
 from labrig.fleet.plan import Plan
-from labrig.inventory import AUTO, Room
+from labrig.inventory import AUTO, Entry, Room
 from labrig.progress import Progress, megabytes
 from labrig.registry import Source
 
@@ -85,6 +85,7 @@ def warm(
     root: Path, path: Path, target: str = "", *, megabits: float = MEGABITS, settle: float = SETTLE
 ) -> tuple[Warmed, ...]:
     """Bring every image that hosts of a room want into the room's cache, each by one pull, and prove that it is there.
+    A room of which no host takes an image is told so, and is done.
 
     Each blob is read through the cache to its end and hashed, and kept nowhere; then it is asked for until the cache
     serves it from its own storage. What it holds already is read and hashed all the same, from the cache alone.
@@ -98,6 +99,9 @@ def warm(
         Interrupted: Ctrl-C; what the cache holds it keeps.
     """
     room = inventory.read(path)
+    if not takers(room):
+        print(f"no host of {path.name} takes an image: nothing to warm", file=sys.stderr)
+        return ()
     require_cache(room)
     todo = wanted(root, room, target)
     for image, hosts in todo.items():
@@ -130,9 +134,7 @@ def wanted(root: Path, room: Room, target: str = "") -> dict[published.Entry, in
     entries = published.read(root / "images")
     last = last_targets(room)
     found: dict[published.Entry, int] = {}
-    for entry in room.hosts:
-        if entry.engine == "venv" or last.get(entry.name, ("", ""))[1] == "venv" or not entry.address:
-            continue
+    for entry in takers(room):
         if entry.target != AUTO:
             table.pick(entry.target)
         name = last.get(entry.name, (AUTO, ""))[0] if entry.target == AUTO else entry.target
@@ -148,6 +150,15 @@ def wanted(root: Path, room: Room, target: str = "") -> dict[published.Entry, in
             fix=f"invoke publish --target={target or 'NAME'} --registry=HOST/NAMESPACE",
         )
     return found
+
+
+def takers(room: Room) -> list[Entry]:
+    """The hosts that may pull an image: not native ones, by the inventory or the last run, nor mere descriptions."""
+    last = last_targets(room)
+    return [
+        entry for entry in room.hosts
+        if entry.address and "venv" not in (entry.engine, last.get(entry.name, ("", ""))[1])
+    ]  # fmt: skip
 
 
 def last_targets(room: Room) -> dict[str, tuple[str, str]]:

@@ -74,7 +74,7 @@ def collect(room: Room, *, replacing: Sequence[str] = (), budget: float = BUDGET
     login = [entry for entry in there if entry.name in good]
     asked = ssh.ask(room, login, lambda entry: {"folder": entry.folder}, budget=budget) if login else {}
     by_id = clones({name: how.value for name, how in asked.items() if how.value})
-    return [_with_copies(row, _same_key(row, rows), by_id.get(row.host, ())) for row in rows]
+    return [_with_copies(room, row, _same_key(row, rows), by_id.get(row.host, ())) for row in rows]
 
 
 def require_known(rows: Sequence[Row]) -> None:
@@ -82,7 +82,7 @@ def require_known(rows: Sequence[Row]) -> None:
     bad = [row.host for row in rows if not row.is_good]
     if bad:
         raise DistributeError(
-            f"{len(bad)} of {len(rows)} hosts are not known by a key", found=", ".join(bad)[:200],
+            f"not known by a key: {len(bad)} of {len(rows)}", found=", ".join(bad)[:200],
             fix="what the table says; the same command goes on",
         )  # fmt: skip
 
@@ -146,11 +146,15 @@ def _row(
         return replace(row, state=KNOWN)
     if entry.name in replacing:
         return replace(row, state=REPLACED)
-    command = f"invoke keys --inventory={shlex.quote(str(room.path))} --replace={entry.name}"
     return replace(
         row, state=CHANGED, why="another key is known: it was installed anew, or this is another machine",
-        fix=f"find out which first; then {command}",
+        fix=f"find out which first; then {_replacing(room, entry.name)}",
     )  # fmt: skip
+
+
+def _replacing(room: Room, name: str) -> str:
+    """The command that takes a host's other key."""
+    return f"invoke keys --inventory={shlex.quote(str(room.path))} --replace={shlex.quote(name)}"
 
 
 def _same_key(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -162,13 +166,15 @@ def _same_key(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     )
 
 
-def _with_copies(row: Row, by_key: Sequence[str], by_id: Sequence[str]) -> Row:
+def _with_copies(room: Room, row: Row, by_key: Sequence[str], by_id: Sequence[str]) -> Row:
     """The row with a word on its clones."""
     if not by_key and not by_id:
         return row
     shared = " and ".join(["host key"] * bool(by_key) + ["machine-id"] * bool(by_id))
     why = f"has the {shared} of {', '.join(dict.fromkeys((*by_key, *by_id)))}: clones"
     fix = "there: " + "; ".join([NEW_KEYS] * bool(by_key) + [NEW_ID] * bool(by_id))
+    if by_key:  # its new key is not the one that is known by then
+        fix += f"; then here: {_replacing(room, row.host)}"
     return replace(row, why="; ".join(filter(None, (row.why, why))), fix="; ".join(filter(None, (row.fix, fix))))
 
 

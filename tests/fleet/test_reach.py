@@ -356,6 +356,7 @@ def test_keys_are_collected_once(tmp_path: Path) -> None:
         rows = {row["host"]: row for row in json.loads(first.stdout)}
         assert states(rows) == {"pc01": "new", "pc02": "new", "clone1": "new", "refused1": "UNREACHABLE"}
         assert rows["clone1"]["why"] == "has the host key and machine-id of pc01: clones"
+        assert rows["clone1"]["fix"].endswith(f"; then here: invoke keys --inventory={inventory} --replace=clone1")
         assert "ssh-keygen -A" in rows["pc01"]["fix"] and not rows["pc02"]["why"]
         known = inventory.with_suffix(".known_hosts")
         for host in own.hosts[:3]:

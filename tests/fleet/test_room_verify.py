@@ -171,6 +171,16 @@ def test_a_machine_that_is_a_copy_is_noted(cache: Path, room: rooms.Room, good: 
     }
 
 
+def test_the_machine_you_sit_at_is_asked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = invoke(home.root(), "verify", "--host=@local", "--json")
+    document = json.loads(done.stdout)
+    [row] = document["rows"]
+    assert done.returncode == 8 and document["inventory"] == "@local", done.stderr
+    assert (row["host"], row["state"], row["why"]) == ("local", DRIFT, "nothing was applied yet")
+    assert row["fix"] == "invoke provision --host=@local" and not any(tmp_path.iterdir())
+
+
 def test_watching_a_log_gets_changes_and_ends_well_with_the_last_table(
     cache: Path, room: rooms.Room, everything: Path
 ) -> None:

@@ -55,6 +55,25 @@ def test_flags_that_mean_nothing(wrong: dict[str, object]) -> None:
         audit.read_wish(**(flags | wrong))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("flag", ["junit", "html"])
+@pytest.mark.parametrize("place", ["absent/room.out", "file/room.out", "folder"])
+def test_where_no_file_can_be_is_said_before_hosts_are_asked(tmp_path: Path, flag: str, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    flags = {"junit": "", "html": "", flag: str(tmp_path / place)}
+    with pytest.raises(UsageError, match=f"--{flag}=.* cannot be written"):
+        audit.read_wish(False, "", "", "", "", 0.0, **flags)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder"]
+    flags[flag] = str(tmp_path / "folder" / "room.out")
+    assert audit.read_wish(False, "", "", "", "", 0.0, **flags) == Wish(**flags)
+
+
+def test_a_room_or_this_machine() -> None:
+    for inventory, host in (("room.toml", "@local"), ("", "pc01")):
+        with pytest.raises(UsageError, match="--host"):
+            audit.verify(Path(), inventory, host, Wish())
+
+
 def test_flags_of_a_room_and_of_one_environment() -> None:
     audit.require_sense("", Wish(), one=True, json=True)
     audit.require_sense("room.toml", Wish(watch=1.0), one=False, json=False)
@@ -76,7 +95,7 @@ def test_exit_codes() -> None:
     for state in (FAILED, UNREACHABLE, TIMEOUT):
         with pytest.raises(DistributeError):
             found(OK, DRIFT, state).raise_for_failures()
-    with pytest.raises(DistributeError, match="12 of 12") as raised:
+    with pytest.raises(DistributeError, match="not OK: 12 of 12") as raised:
         found(*[FAILED] * 12).raise_for_failures()
     assert "and 4 more" in raised.value.found
 

@@ -113,14 +113,23 @@ def test_what_the_last_run_found_counts(root: Path) -> None:
 
 
 def test_nothing_to_warm_is_said(root: Path) -> None:
+    (root / "images" / published.FILE).unlink()
     with pytest.raises(DistributeError, match="was published"):
-        wanted(root, host("a1", engine="venv"))
+        wanted(root, host("a1", engine="docker"))
     with pytest.raises(UsageError):
         wanted(root, host("a1", target="nonsense"))
     with pytest.raises(UsageError):
         wanted(root, host("a1"), "nonsense")
     with pytest.raises(UsageError, match="names no cache"):
         cache.require_cache(room(root, host("a1"), 'user = "admin"'))
+
+
+@pytest.mark.parametrize("head", ['cache = "10.0.7.1:5000"', 'user = "admin"'])
+def test_a_room_without_images_is_warm(root: Path, head: str, capsys: pytest.CaptureFixture[str]) -> None:
+    native = room(root, host("a1", engine="venv") + host("bb1", engine="venv"), head)
+    assert cache.warm(root, native.path) == ()
+    said = capsys.readouterr()
+    assert said.err == "no host of room.toml takes an image: nothing to warm\n" and not said.out
 
 
 def test_the_arithmetic_is_said() -> None:

@@ -218,6 +218,13 @@ def test_the_page_has_a_row_for_each_host_and_loads_nothing() -> None:
     assert len(text) < 200_000
 
 
+def test_a_command_on_the_page_is_broken_between_its_words_only() -> None:
+    text = report.html(made(replace(row_of(), state=DRIFT, fix="invoke verify --limit='a b' <x>")), TEMPLATES)
+    words = ("invoke", "verify", "--limit=&#39;a", "b&#39;", "&lt;x&gt;")
+    assert f"<code>{''.join(f'<span>{word}</span> ' for word in words)}</code>" in text
+    assert "code span { display: inline-block;" in text
+
+
 def test_wide_and_narrow_tables_have_every_host_reason_and_fix() -> None:
     rows = [row_of(Step("labs", "1 file", names=("02.py",))), replace(row_of(), host="pc08")]
     for width in (60, 80, 119, 120, 200):

@@ -61,7 +61,7 @@ def test_what_a_room_says_holds_for_hosts_that_say_nothing_else(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ('"10.0.7.11"', '"10.0.7.300"', "line 6: [[host]] 1 (pc01): address is wrong"),
+        ('"10.0.7.11"', '"10.0.7.300"', "line 8: [[host]] 1 (pc01): address is wrong"),
         ('"10.0.7.11"', '"2222"', "address is wrong"),
         ('"10.0.7.11"', '"admin@10.0.7.11"', "address is wrong"),
         ('"10.0.7.11"', '"-oProxyCommand=x"', "address is wrong"),
@@ -70,9 +70,9 @@ def test_what_a_room_says_holds_for_hosts_that_say_nothing_else(tmp_path: Path) 
         (
             '"10.0.7.11"',
             '"PC02.lab.example"\nport = 2222\njump = "admin@gateway:22"',
-            "line 12: host pc02 is at the address",
+            "line 14: [[host]] 2 (pc02): the address of pc01",
         ),
-        ("port = 2222", "port = 0", "line 10: [[host]] 2: port is wrong"),
+        ("port = 2222", "port = 0", "line 13: [[host]] 2 (pc02): port is wrong"),
         ("port = 2222", 'port = "22"', "port is wrong"),
         ("port = 2222", "port = true", "port is wrong"),
         ('"root"', '"root; reboot"', "user is wrong"),
@@ -84,10 +84,14 @@ def test_what_a_room_says_holds_for_hosts_that_say_nothing_else(tmp_path: Path) 
         ('"/srv/labrig/"', '"/srv/$(reboot)"', "folder is wrong"),
         ('"admin@gateway:22"', '"-J x"', "jump is wrong"),
         ('cache = "10.0.7.1:5000"', 'cache = "http://10.0.7.1"', "[room]: cache is wrong"),
-        ('user = "admin"', 'usr = "admin"', "[room]: unknown key 'usr'"),
+        ('user = "admin"', 'usr = "admin"', "line 2: [room]: unknown key 'usr'"),
+        ('user = "admin"', 'user = "a b"', "line 2: [room]: user is wrong"),
+        ('"pc02"', '"pc01"', "line 11: [[host]] 2 (pc01): a second host 'pc01'\n  found: the first is in line 7"),
+        ('"pc01"', '"pc 1"', "line 7: [[host]] 1: name is wrong"),
+        ('name = "pc01"', '"name" = 5', "line 7: [[host]] 1: name is wrong"),
         ("[room]", "[[room]]", "[room] is wrong"),
         ('address = "10.0.7.11"\n', "", "line 6: [[host]] 1 (pc01): neither address nor machine"),
-        ('name = "pc01"\n', 'name = "pc01"\nadress = "x"\n', "line 6: [[host]] 1: unknown key 'adress'"),
+        ('name = "pc01"\n', 'name = "pc01"\nadress = "x"\n', "line 8: [[host]] 1 (pc01): unknown key 'adress'"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, old: str, new: str, says: str) -> None:
@@ -110,9 +114,21 @@ def test_a_password_is_a_reference_and_is_never_shown(tmp_path: Path, monkeypatc
     (tmp_path / "secret").unlink()
     with pytest.raises(UsageError, match="cannot read the file"):
         inventory.secret(from_file)
-    with pytest.raises(UsageError) as error:
-        read(tmp_path, ROOM.replace("env:ROOM_PASSWORD", "geheim"))
-    assert "password is wrong" in str(error.value) and "geheim" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ['"4711"', "4711", "4711.5", "true, 4711", "[4711]", "{ is = 4711 }", '"file:"'])
+def test_what_stands_at_password_is_never_shown(tmp_path: Path, value: str) -> None:
+    of_room = ROOM.replace('"env:ROOM_PASSWORD"', value)
+    for text in (of_room, of_room.replace("[room]", "[[room]]"), f"{ROOM}password = {value}\n"):
+        with pytest.raises(UsageError) as error:
+            read(tmp_path, text)
+        assert "4711" not in str(error.value)
+
+
+def test_both_lines_of_an_address_that_is_there_twice(tmp_path: Path) -> None:
+    text = ROOM.replace("port = 2222", "").replace("pc02.lab.example", "10.0.7.11").replace("jump =", "notes =")
+    with pytest.raises(UsageError, match=r"line 12: \[\[host]] 2 \(pc02\).* of pc01\n.*pc01 is in line 8"):
+        read(tmp_path, text)
 
 
 def test_as_many_hosts_as_there_may_be_and_one_more(tmp_path: Path) -> None:
