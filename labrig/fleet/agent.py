@@ -322,7 +322,7 @@ def space(path: str) -> tuple[int, int]:
 
 def folder_state(folder: str) -> str:
     if os.path.isdir(folder):
-        return "ours" if os.access(folder, os.W_OK | os.X_OK) else ""
+        return "ours" if os.access(folder, os.W_OK | os.X_OK) else "theirs"
     above = os.path.dirname(folder)
     while not os.path.exists(above):
         above = os.path.dirname(above)

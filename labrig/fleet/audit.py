@@ -197,12 +197,12 @@ def ask(
         if answer.value is None:
             rows.append(_patient(report.of_ended(entry, answer), room, budget))
             continue
-        try:
-            plans[entry.name] = found = _compare(course, entry, answer.value, lost)
-            rows.append(report.of_plan(found, answer, report.command(room, entry.name)))
-        except LabrigError as error:  # a lock's wheels cannot be had: it is about this host's target only
-            why = ": ".join(filter(None, (error.what, error.found)))
-            rows.append(report.of_ended(entry, replace(answer, value=None, state=FAILED, why=why, fix=error.fix)))
+
+        def judge(entry: Entry = entry, facts: Facts = answer.value, answer: Ended[Facts] = answer) -> Row:
+            plans[entry.name] = found = _compare(course, entry, facts, lost)
+            return report.of_plan(found, answer, report.command(room, entry.name))
+
+        rows.append(apply.judged(entry, answer.seconds, judge))
     return report.warn(rows, {name: one.facts for name, one in plans.items()}, began, ended), plans
 
 

@@ -57,7 +57,7 @@ class Facts:
     ]  # minor of an interpreter that is there -> whether it makes environments (venv, ensurepip)
     free: int  # in the folder's file system
     total: int
-    folder: str  # "" = not there and cannot be made without sudo; "absent" = can be made; "ours"
+    folder: str  # "" = not there and cannot be made without sudo; "absent" = can be made; "ours"; "theirs" = no access
     docker_free: int | None  # where the engine keeps images
     images: Mapping[str, str]  # names of labrig's images -> the engine's id
     labs: Mapping[str, str]  # path under the folder's labs/ -> SHA-256

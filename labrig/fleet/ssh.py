@@ -491,7 +491,8 @@ class _Reached:
         # The size is compared there: a connection that breaks off looks like the end of the file.
         script = (
             f"umask 077; cat >{part} && test $(wc -c <{part}) -eq {len(content)} && chmod {mode:o} {part}"
-            f" && mv -f {part} {place}"
+            f" && if [ -d {place} ]; then rm -f {part}; echo 'a folder has its name' >&2; false;"
+            f" else mv -f {part} {place}; fi"
         )
         answer = self.run(script, stdin=content, timeout=timeout)
         if answer.code:
@@ -687,7 +688,7 @@ case $(uname -s) in
     *) system=linux ;;
 esac
 if [ -d @FOLDER@ ]; then
-    if [ -w @FOLDER@ ]; then folder=ours; fi
+    if [ -w @FOLDER@ ]; then folder=ours; else folder=theirs; fi
 elif [ ! -e @FOLDER@ ] && [ -w "$(dirname @FOLDER@)" ]; then folder=absent
 fi
 if [ "$(id -u)" = 0 ] || sudo -n true </dev/null >/dev/null 2>&1; then can=true; fi

@@ -216,7 +216,7 @@ def test_ranges(pattern: str, hosts: list[str]) -> None:
         ("", "h.ini", "no machines"),
         ("a ansible_port=99999", "h.ini", "port is wrong"),
         ("a ansible_host='{{ secret_host }}'", "h.ini", "known to Ansible alone"),
-        ("a ansible_host=10.0.0.1\nb ansible_host=10.0.0.1", "h.ini", "at the address of a"),
+        ("a ansible_host=10.0.0.1\nb ansible_host=10.0.0.1", "h.ini", "the address of a"),
         ("a_-b- ansible_host=10.0.0.1", "h.ini", "name is wrong"),
     ],
 )
