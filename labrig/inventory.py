@@ -210,7 +210,7 @@ def parse(data: Mapping[str, Any], file: str, text: str = "") -> tuple[Entry, ..
         if entry.address and way in dialled:
             first = dialled[way]
             raise UsageError(
-                f"{table.at('address')}: the address of {first}",
+                f"{table.at('address')}: at the address of {first}",
                 found=f"{entry.address}, port {entry.port}; {first} is {_place(named[first], 'address')}",
                 fix="one machine has one [[host]]",
             )

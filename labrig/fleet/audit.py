@@ -274,7 +274,11 @@ def run_labs(room: Room, plans: Mapping[str, Plan], *, budget: float) -> Compari
 
 
 def _say_labs(entry: Entry, how: Ended[dict[str, Lesson]]) -> None:
-    ended = f"{len(how.value)} labs" if how.value is not None else f"{how.state}: {report.clean(how.why)}"
+    ended = (
+        f"{len(how.value)} lab{'s' * (len(how.value) != 1)}"
+        if how.value is not None
+        else f"{how.state}: {report.clean(how.why)}"
+    )
     print(f"{entry.name}: {ended} in {how.seconds:.0f} s", file=sys.stderr)
 
 

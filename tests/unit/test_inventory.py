@@ -70,7 +70,7 @@ def test_what_a_room_says_holds_for_hosts_that_say_nothing_else(tmp_path: Path) 
         (
             '"10.0.7.11"',
             '"PC02.lab.example"\nport = 2222\njump = "admin@gateway:22"',
-            "line 14: [[host]] 2 (pc02): the address of pc01",
+            "line 14: [[host]] 2 (pc02): at the address of pc01",
         ),
         ("port = 2222", "port = 0", "line 13: [[host]] 2 (pc02): port is wrong"),
         ("port = 2222", 'port = "22"', "port is wrong"),
