@@ -521,8 +521,8 @@ def read_scaffold(folder: str, hashes: Hashes) -> str:
 
 
 def read_loose(folder: str, tree: dict[str, os.stat_result], asked: list[str]) -> list[str]:
-    """Paths that others than this user own or may write, and tops that students may not enter or read; of links nothing
-    is asked, as nobody can write into one."""
+    """Paths that others than this user and root own or may write, and tops that students may not enter or read. Of
+    links nothing is asked, as nobody can write into one."""
     needed = dict.fromkeys([os.path.join(folder, name) for name in ("labs", "envs", "start")] + asked, 0o005)
     others = [os.path.join(folder, "envs", name) for name in names(os.path.join(folder, "envs"))]
     tops: dict[str, os.stat_result] = {}
@@ -532,10 +532,10 @@ def read_loose(folder: str, tree: dict[str, os.stat_result], asked: list[str]) -
     for place in [*needed, os.path.join(folder, "applied.json"), *others]:
         with contextlib.suppress(OSError):
             tops.setdefault(place, os.lstat(place))
-    own = os.getuid()
+    own = (os.getuid(), 0)  # whom root is up against has lost already
 
     def is_loose(about: os.stat_result) -> bool:
-        return (about.st_uid != own or about.st_mode & 0o022 != 0) and not stat.S_ISLNK(about.st_mode)
+        return (about.st_uid not in own or about.st_mode & 0o022 != 0) and not stat.S_ISLNK(about.st_mode)
 
     found = [path for path, about in tops.items() if is_loose(about) or ~about.st_mode & needed.get(path, 0)]
     found += sorted(path for path, about in tree.items() if is_loose(about))
