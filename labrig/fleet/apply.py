@@ -34,16 +34,13 @@ MOST_HOSTS = 2000  # in one run: half a minute of the controller's CPU, and an h
 LOGINS = 2  # times that a host is taken up again after its engine was installed
 BEFORE = ("docker", "nvidia", "python", "folder")  # steps that change nothing in the folder
 COLUMNS = ("host", "target", "state", "changes", "bytes", "why, and what to do")
-SCHEMA = "labrig-room/1"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How far the work on a host came: ``done`` steps of its plan; ``lacking`` wheels, or ``again``, end a round."""
+    """How far the work on a host came; ``lacking`` wheels, ``again`` and ``waits`` end a round."""
 
     plan: Plan | None
-    done: tuple[Step, ...] = ()
-    facts: Facts | None = None  # after the last step
     lacking: Wanted | None = None
     again: bool = False
     waits: bool = False  # for its turn to pull an image
@@ -410,7 +407,7 @@ def keep_run(room: Room, rows: Sequence[Row]) -> None:
     names = {entry.name for entry in room.hosts}
     kept = {row.host: row for row in (*_read_record(file), *rows) if row.host in names}
     ordered = [asdict(kept[entry.name]) for entry in room.hosts if entry.name in kept]
-    write_atomically(file, json.dumps({"schema": SCHEMA, "rows": ordered}, indent=1) + "\n")
+    write_atomically(file, json.dumps({"schema": report.SCHEMA, "rows": ordered}, indent=1) + "\n")
 
 
 def last_run(room: Room) -> list[Row]:

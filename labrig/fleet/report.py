@@ -30,7 +30,7 @@ from labrig.fleet.wanted import Wanted, wanted_torch
 from labrig.inventory import LOCAL, Entry, Room
 
 SCHEMA = "labrig-room/1"
-TEMPLATE = "room.html.j2"
+TEMPLATE = "room/room.html.j2"
 COLUMNS = ("host", "target", "state", "torch want/have", "device", "image", "labs", "disk", "why")
 NARROW = 120  # columns of a terminal; below it a host is a few lines instead of one
 SKEW = 60.0  # seconds that a clock may be off; certificates and tokens begin to fail beyond some minutes

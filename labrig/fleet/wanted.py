@@ -100,7 +100,7 @@ def _start(templates: Path, **about: object) -> str:
         "serve": image.SERVE, "labs": image.LABS, "home": image.HOME, "work": image.WORK, "folder": image.FOLDER,
         "pids": image.PIDS, **about,
     }  # fmt: skip
-    return jinja(templates).get_template("start.sh.j2").render(given)
+    return jinja(templates).get_template("room/start.sh.j2").render(given)
 
 
 def _packages(lock: Lock) -> tuple[dict[str, Package], int]:

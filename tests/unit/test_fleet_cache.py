@@ -6,15 +6,18 @@ import json
 import shutil
 import tomllib
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import samples
 import yaml
+from jinja2 import UndefinedError
 
-from labrig import inventory, published
+from labrig import inventory, published, spec
 from labrig.errors import DistributeError, UsageError
-from labrig.fleet import cache, mirror
+from labrig.fleet import Row, cache, mirror, report
+from labrig.fleet import wanted as wanting
 from labrig.fleet.cache import Waves
 from labrig.inventory import Room
 
@@ -48,6 +51,20 @@ def room(root: Path, hosts: str, head: str = 'cache = "10.0.7.1:5000"') -> Room:
 def host(name: str, **keys: str) -> str:
     address = f"10.0.7.{len(name)}{name[-1]}"
     return f'[[host]]\nname = "{name}"\naddress = "{address}"\n' + "".join(f'{k} = "{v}"\n' for k, v in keys.items())
+
+
+@pytest.mark.parametrize("template", sorted((ROOT / "templates" / "room").glob("*.j2")), ids=lambda one: one.name)
+def test_a_name_that_a_rooms_template_does_not_get_is_an_error(root: Path, template: Path) -> None:
+    (root / "templates").unlink()
+    shutil.copytree(ROOT / "templates", root / "templates")
+    given = {"start.sh.j2": "folder", "room.html.j2": "report"}.get(template.name, "upstream")
+    (root / "templates" / "room" / template.name).write_text(template.read_text() + f"{{{{ {given}.tocrh }}}}")
+    table = spec.read(root / "images" / spec.TABLE)
+    with pytest.raises(UndefinedError, match="tocrh"):
+        mirror.rendered(root, room(root, host("a")), "https://registry.example.org")
+        report.html(report.Report("room.toml", datetime.now(UTC), 1.0, (Row("a"),)), root / "templates")
+        image = samples.published("cpu")
+        wanting.contained(table.targets["cpu"], samples.lock_of(root), image, "", root / "templates")
 
 
 # --- waves -----------------------------------------------------------------------------------------------------------

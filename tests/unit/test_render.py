@@ -197,7 +197,7 @@ def test_a_target_whose_every_platform_is_only_declared_has_nothing_to_render(ta
 
 def test_a_name_that_a_template_does_not_get_is_an_error(table: Table, tmp_path: Path) -> None:
     (table.path.parents[1] / "docs").mkdir()
-    for template in TEMPLATES.iterdir():
+    for template in TEMPLATES.glob("*.j2"):  # those of rooms, in a folder of their own, are rendered by labrig.fleet
         folder = tmp_path / template.name
         shutil.copytree(TEMPLATES, folder)
         given = {
