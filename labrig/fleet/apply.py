@@ -24,7 +24,7 @@ from labrig.errors import DistributeError, LabrigError, PendingError, UsageError
 from labrig.files import write_atomically
 from labrig.fleet import DRIFT, FAILED, OK, STATES, TIMEOUT, Connection, Row, cache, report, ssh, steps
 from labrig.fleet.facts import Facts, Unreadable, parse
-from labrig.fleet.plan import Course, Lacking, Plan, Step, compare, prepare
+from labrig.fleet.plan import Course, Lacking, Plan, Step, compare, prepare, words_of
 from labrig.fleet.wanted import Wanted
 from labrig.inventory import AUTO, LOCAL, Entry, Room, local, read
 from labrig.progress import megabytes
@@ -147,8 +147,8 @@ def judged(entry: Entry, seconds: float, judge: Callable[[], Row]) -> Row:
     try:
         return judge()
     except LabrigError as error:
-        why = ": ".join(filter(None, [error.what, error.found]))
-        return Row(entry.name, entry.room, _named(entry), FAILED, why=why, fix=error.fix, seconds=seconds)
+        why, fix = words_of(error)
+        return Row(entry.name, entry.room, _named(entry), FAILED, why=why, fix=fix, seconds=seconds)
     except Exception as error:  # noqa: BLE001
         why = f"what it said cannot be judged: {type(error).__name__}: {error}"
         return Row(entry.name, entry.room, _named(entry), FAILED, why=report.clean(why), fix="look at that machine")
@@ -333,8 +333,8 @@ def _fetch(run: _Run, entry: Entry, wanted: Wanted) -> bool:
     try:
         _bring_wheels(run.course, wanted)
     except LabrigError as error:
-        why = ": ".join(filter(None, [error.what, error.found]))
-        run.rows[entry.name] = Row(entry.name, entry.room, _named(entry), FAILED, why=why, fix=error.fix)
+        why, fix = words_of(error)
+        run.rows[entry.name] = Row(entry.name, entry.room, _named(entry), FAILED, why=why, fix=fix)
         run.left[entry.name] = 0
         run.board.end(run.rows[entry.name])
         return False

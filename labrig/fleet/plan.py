@@ -140,7 +140,7 @@ class Course:
     def _wanted(self, target: Target, platform: str, engine: str) -> Wanted:
         found = self.locks.get((target.name, platform))
         if not isinstance(found, Lock):
-            raise Refused(*_words(found)) if found else Refused(f"target {target.name} is not for {platform}")
+            raise Refused(*words_of(found)) if found else Refused(f"target {target.name} is not for {platform}")
         templates = self.root / "templates"
         if engine == "venv":
             return wanting.native(target, found, self.labs, templates)
@@ -180,7 +180,8 @@ def _lock(target: Target, platform: str, images: Path) -> Lock | LockError:
         return error
 
 
-def _words(error: LabrigError) -> tuple[str, str]:
+def words_of(error: LabrigError) -> tuple[str, str]:
+    """An error as a row has it: why, and what mends it."""
     return ": ".join(filter(None, [error.what, error.found])), error.fix
 
 
@@ -308,7 +309,7 @@ def _require_readable(entry: Published, engine: str) -> None:
     try:
         layers = registry.look(entry.reference, entry.platform).layers
     except LabrigError as error:
-        what, fix = _words(error)
+        what, fix = words_of(error)
         raise Refused(f"Docker {engine} may be too old for the image, which cannot be looked at: {what}", fix) from None
     if any("zstd" in layer.media_type for layer in layers):
         why = f"Docker {engine} cannot unpack the image's layers, which zstd compressed"

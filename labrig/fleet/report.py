@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from labrig.fleet import DRIFT, FAILED, OK, STATES, UNREACHABLE, Row
+from labrig.fleet import DRIFT, FAILED, OK, STATES, UNREACHABLE, Row, keys
 from labrig.fleet.facts import Facts, Seen
 from labrig.fleet.plan import Plan, Step
 from labrig.fleet.ssh import Ended
@@ -129,19 +129,16 @@ def warn(rows: Sequence[Row], facts: Mapping[str, Facts], began: float, ended: f
     ``facts`` are by host, ``began`` and ``ended`` when asking the room did (seconds since the epoch): a clock that
     lies between the two is right.
     """
-    alike: dict[str, list[str]] = {}
-    for name, one in facts.items():
-        if one.machine_id:
-            alike.setdefault(one.machine_id, []).append(name)
+    twins = keys.clones(facts)
     return [
-        _noted(row, _warnings(facts[row.host], alike, row.host, began, ended)) if row.host in facts else row
+        _noted(row, _warnings(facts[row.host], twins.get(row.host, ()), row.host, began, ended))
+        if row.host in facts
+        else row
         for row in rows
     ]
 
 
-def _warnings(
-    facts: Facts, alike: Mapping[str, list[str]], name: str, began: float, ended: float
-) -> Iterable[tuple[str, str]]:
+def _warnings(facts: Facts, twins: Sequence[str], name: str, began: float, ended: float) -> Iterable[tuple[str, str]]:
     """What is noticed, each with what mends it."""
     off = max(began - facts.time, facts.time - ended)
     if not off <= SKEW:  # a clock may say nan
@@ -149,7 +146,6 @@ def _warnings(
         yield f"its clock is {span(off)} {side}", f"on {name}: sudo timedatectl set-ntp true"
     if facts.free < LOW:
         yield f"{facts.free / 1e9:.1f} GB are free on its disk", f"make room on {name}"
-    twins = [one for one in alike.get(facts.machine_id, ()) if one != name]
     if twins:
         more = f" and {len(twins) - 3} more" if len(twins) > 3 else ""
         yield (

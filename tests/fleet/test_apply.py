@@ -10,13 +10,12 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -376,28 +375,18 @@ def test_the_real_torch_arrives_whole(tmp_path: Path) -> None:
 @contextmanager
 def cache_of(upstream: str, folder: Path) -> Iterator[str]:
     """A pull-through cache of a registry, on 127.0.0.1."""
-    port = rooms.free_port()
+    port = registries.free_port()
     settings = {
         "version": 0.1,
         "storage": {"filesystem": {"rootdirectory": str(folder / "cached")}},
         "http": {"addr": f"127.0.0.1:{port}"},
         "proxy": {"remoteurl": f"http://{upstream}"},
     }
-    (folder / "cache.yml").write_text(json.dumps(settings))
-    with subprocess.Popen(
-        ["docker-registry", "serve", str(folder / "cache.yml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            until = time.monotonic() + 20
-            while True:
-                with closing(socket.socket()) as tried:
-                    if tried.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert time.monotonic() < until
-                time.sleep(0.1)
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
+    config = folder / "through" / "config.yml"
+    config.parent.mkdir()
+    config.write_text(json.dumps(settings))
+    with registries.run(config, port):
+        yield f"127.0.0.1:{port}"
 
 
 def docker(*words: str, given: str = "") -> str:
