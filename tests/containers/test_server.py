@@ -458,15 +458,17 @@ def lines_of(page: Path, heading: str) -> str:
 @FOR_ROOT
 @pytest.mark.parametrize("heading", ["Docker", "Docker Compose"])
 def test_the_lines_to_type_start_it_for_whoever_types_them(made: Environment, tmp_path: Path, heading: str) -> None:
-    """In a terminal, by somebody who is not root; Ctrl-C ends it."""
+    """In a terminal, by somebody who is not root; Ctrl-C ends it. The image has its own name here: tests beside this one
+    move the latest."""
     theirs = tmp_path / "home"
     theirs.mkdir()
     os.chown(theirs, SOMEBODY, SOMEBODY)
     port = next(server.free_ports())
     lines = lines_of(ROOT / "images" / TARGET / "run.md", heading).replace("127.0.0.1:8888:", f"127.0.0.1:{port}:")
+    lines = lines.replace(f" {image.name(made.target)}:latest ", f" {made.reference} ")
     ours, terminal = pty.openpty()
     os.set_blocking(ours, False)
-    variables = {**os.environ, "HOME": str(theirs), "LABRIG_PORT": str(port)}
+    variables = {**os.environ, "HOME": str(theirs), "LABRIG_PORT": str(port), "LABRIG_IMAGE": made.reference}
     said = b""
 
     def saying() -> bytes:
