@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=_whole(1), default=8888)
     serve.add_argument("--ip", default="", help="listen at this address; without it 127.0.0.1, in a container its own")
     serve.add_argument("--only-copy", action="store_true", help="copy the labs, and open nothing")
+    serve.add_argument(
+        "--hub", action="store_true", help="for a JupyterHub, which says where to listen and who comes in"
+    )
     return top
 
 
@@ -181,7 +184,7 @@ def main() -> int:
         if args.command == "serve":
             from labs import serve
 
-            return serve.serve(args.to, port=args.port, ip=args.ip, only_copy=args.only_copy)
+            return serve.serve(args.to, port=args.port, ip=args.ip, only_copy=args.only_copy, hub=args.hub)
         return write_report(args.runs, args.out)
     except LabStop as stop:
         say(stop.reason)

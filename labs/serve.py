@@ -1,5 +1,7 @@
 """`python -m labs serve --to FOLDER`: copy the labs into a student's folder and open JupyterLab there.
 
+With ``--hub`` a JupyterHub has started it, and says where to listen and whom to let in.
+
 It runs inside an image or a native environment, with the standard library only, until JupyterLab takes its place.
 
 What is copied lies in FOLDER/labs. A file that is missing is copied, one whose content is any that was copied there
@@ -59,16 +61,20 @@ class Copied:
     kept: tuple[str, ...] = ()  # edited, or something else of that name: left as they are
 
 
-def serve(to: Path, *, port: int = PORT, ip: str = "", only_copy: bool = False) -> int:
-    """Copy the labs and become JupyterLab; comes back only with `only_copy`.
+def serve(to: Path, *, port: int = PORT, ip: str = "", only_copy: bool = False, hub: bool = False) -> int:
+    """Copy the labs and become JupyterLab, with `hub` a JupyterHub's; comes back only with `only_copy`.
 
-    Raises LabStop 3 for root, 2 for an address or a token that cannot be taken, 4 for a folder that cannot be written.
+    Raises LabStop 3 for root, 2 for an address or a token that cannot be taken or for a hub that is not there, 4 for a
+    folder that cannot be written.
     """
     if os.getuid() == 0:
         raise LabStop(3, "JupyterLab does not run as root: in a container leave out --user=0 or name another user "
                          "(--user 1000:1000), elsewhere log in as yourself")  # fmt: skip
+    if hub and not os.environ.get("JUPYTERHUB_SERVICE_URL"):
+        raise LabStop(2, "--hub is for a JupyterHub, which says where to listen in JUPYTERHUB_SERVICE_URL; "
+                         "without one leave --hub out")  # fmt: skip
     address = own_address() if not ip else checked_address(ip)
-    token = read_token()
+    token = "" if hub else read_token()
     to = to.absolute()
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -77,17 +83,16 @@ def serve(to: Path, *, port: int = PORT, ip: str = "", only_copy: bool = False) 
         raise LabStop(4, f"the labs cannot be copied into {to} by user {os.getuid()}: {error.strerror} "
                          f"({error.filename or 'a file'}); what is there is whole") from None  # fmt: skip
     if not only_copy:
-        become_jupyter(to, address, port, token)
+        become_jupyter(to, hub_command(to) if hub else jupyter_command(to, address, port), token)
     return 0
 
 
-def become_jupyter(to: Path, address: str, port: int, token: str) -> NoReturn:
+def become_jupyter(to: Path, command: list[str], token: str) -> NoReturn:
     """Put JupyterLab into the place of this process."""
     variables = jupyter_variables(state_folder())
     for name in (*FOREIGN, "JUPYTER_TOKEN", "JUPYTER_TOKEN_FILE"):
         os.environ.pop(name, None)
     os.environ.update(variables | ({"JUPYTER_TOKEN": token} if token else {}))
-    command = jupyter_command(to, address, port)
     os.chdir(to)
     os.execv(command[0], command)  # noqa: S606 - no shell on purpose
 
@@ -236,19 +241,36 @@ def jupyter_command(to: Path, address: str, port: int) -> list[str]:
         "ServerApp.port_retries": 0,  # a port is published or printed before it starts, so another one helps nobody
         "ServerApp.open_browser": False,
         "ServerApp.answer_yes": True,  # one Ctrl-C ends it
-        "ServerApp.root_dir": to,
-        "ServerApp.allow_root": False,
-        "ServerApp.allow_unauthenticated_access": False,
         "ServerApp.allow_remote_access": False,  # only as localhost or 127.0.0.1: no page rebinds a name to it
         "ServerApp.custom_display_url": f"http://127.0.0.1:{port}/",
         "PasswordIdentityProvider.allow_password_change": False,
         "LabApp.default_url": first_page(to),
+        **settings_of_both(to),
+    }
+    return command_of("jupyterlab", settings)
+
+
+def hub_command(to: Path) -> list[str]:
+    """The same for a JupyterHub: its own extension of Jupyter Server listens where the hub says, and asks the hub who
+    somebody is (jupyterhub, singleuser/extension.py)."""
+    return command_of("jupyterhub.singleuser", {"ServerApp.default_url": first_page(to), **settings_of_both(to)})
+
+
+def settings_of_both(to: Path) -> dict[str, object]:
+    """What holds for JupyterLab whoever has started it."""
+    return {
+        "ServerApp.root_dir": to,
+        "ServerApp.allow_root": False,
+        "ServerApp.allow_unauthenticated_access": False,
         "LabApp.extension_manager": "readonly",  # the other kind asks PyPI
         "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
         "LabApp.news_url": "None",
     }
-    # -P: a student's folder may hold a random.py, and is the current one.
-    return [sys.executable, "-P", "-m", "jupyterlab", *(f"--{name}={value}" for name, value in settings.items())]
+
+
+def command_of(module: str, settings: dict[str, object]) -> list[str]:
+    """A module of this environment. -P: a student's folder may hold a random.py, and is the current one."""
+    return [sys.executable, "-P", "-m", module, *(f"--{name}={value}" for name, value in settings.items())]
 
 
 def first_page(to: Path) -> str:

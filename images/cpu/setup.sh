@@ -18,7 +18,7 @@ fail() { # CODE TEXT...
 }
 
 case "$(uname -s)-$(uname -m)" in
-    Linux-x86_64 | Linux-amd64) platform=linux_x86_64 megabytes=338 ;;
+    Linux-x86_64 | Linux-amd64) platform=linux_x86_64 megabytes=370 ;;
     MINGW* | MSYS* | CYGWIN*) fail 3 "On Windows, run this inside WSL2." ;;
     *) fail 3 "Target cpu is for linux_x86_64; this machine is $(uname -s) $(uname -m)." ;;
 esac

@@ -458,8 +458,10 @@ def lines_of(page: Path, heading: str) -> str:
 @FOR_ROOT
 @pytest.mark.parametrize("heading", ["Docker", "Docker Compose"])
 def test_the_lines_to_type_start_it_for_whoever_types_them(made: Environment, tmp_path: Path, heading: str) -> None:
-    """In a terminal, by somebody who is not root; Ctrl-C ends it. The image has its own name here: tests beside this one
-    move the latest."""
+    """In a terminal, by somebody who is not root; Ctrl-C ends it.
+
+    The image has a name of its own here: tests beside this one move the latest.
+    """
     theirs = tmp_path / "home"
     theirs.mkdir()
     os.chown(theirs, SOMEBODY, SOMEBODY)

@@ -65,7 +65,8 @@ def test_environment_yml_is_exact_for_condas_own_parser(target: Target) -> None:
         assert str(specs["pytorch"].build) == build.build
     assert ("cuda-version" in specs) == bool(target.cuda)
     locked = lock.load(target, lock.locked_platforms(target, IMAGES)[0], IMAGES)
-    for package in target.packages:
+    assert not set(conda.OF_IMAGES) & set(specs)
+    for package in set(target.packages) - set(conda.OF_IMAGES):
         wheel = locked.wheel(package)
         assert wheel
         assert str(specs[conda.NAMES.get(package, package)].version) == f"=={wheel.version}"

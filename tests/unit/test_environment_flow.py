@@ -92,7 +92,7 @@ def test_a_host_that_no_target_fits_is_told_why_for_each(root: Path, monkeypatch
 def test_missing_stale_and_damaged_locks_are_told_apart_before_anything_is_fetched(root: Path) -> None:
     table, file = root / "images" / spec.TABLE, lock.path(root / "images", "cpu", "linux_x86_64")
     text = table.read_text()
-    table.write_text(text.replace('"jupyterlab"]', '"jupyterlab", "requests"]'))
+    table.write_text(text.replace('"jupyterhub"]', '"jupyterhub", "requests"]'))
     with pytest.raises(LockError, match="is stale"):
         environment.build(root, "cpu")
     table.write_text(text)

@@ -92,7 +92,8 @@ def test_the_shipped_rows_are_the_decided_ones() -> None:
         "mps": ("macos_arm64",),
     }
     for target in table.targets.values():
-        assert target.packages == ("numpy", "scikit-learn", "matplotlib", "jupyterlab")
+        hub = () if target.name == "mps" else ("jupyterhub",)  # starts images only
+        assert target.packages == ("numpy", "scikit-learn", "matplotlib", "jupyterlab", *hub)
         assert target.companions == ()
     assert table.indexes["pytorch-cpu"] == "https://download.pytorch.org/whl/cpu"
     assert table.targets["cpu"].index == "pytorch-cpu"
