@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup fleet dev up test check bench toolkit
+.PHONY: help setup fleet serve dev up test check bench toolkit
 
 help: ## say what the doors are
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -12,6 +12,9 @@ setup: ## make .venv, the toolkit's private environment
 
 fleet: ## the same with what rooms of machines need (docs/rooms.md)
 	@sh bootstrap.sh fleet
+
+serve: ## the same with what a hub and a cluster need (docs/scale.md)
+	@sh bootstrap.sh serve
 
 dev: ## the same with what tests and static checks need
 	@sh bootstrap.sh dev
@@ -33,6 +36,6 @@ bench: dev ## measure against what a user would do instead
 	@$(BIN)/python -m bench
 
 toolkit: setup ## pin the toolkit's own packages anew (requirements*.txt)
-	@for extra in "" fleet dev; do \
+	@for extra in "" fleet serve dev; do \
 	    $(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --upgrade --no-header --no-annotate \
 	        $${extra:+--extra $$extra} --python-version 3.11 pyproject.toml --output-file "requirements$${extra:+-$$extra}.txt" || exit; done

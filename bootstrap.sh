@@ -2,6 +2,7 @@
 # Make .venv: a private Python environment with the toolkit, pinned and hashed in requirements.txt. Asks nothing.
 #   sh bootstrap.sh            PYTHON=/path/to/python names the interpreter
 #   sh bootstrap.sh fleet      with what rooms of machines need as well (requirements-fleet.txt)
+#   sh bootstrap.sh serve      with what a hub and a cluster need as well (requirements-serve.txt)
 #   sh bootstrap.sh dev        with what the tests and static checks need as well (requirements-dev.txt)
 set -eu
 cd -- "$(dirname -- "$0")"
@@ -10,7 +11,7 @@ requirements=requirements${1:+-$1}.txt
 stamp=.venv/$requirements
 current() { [ -e "$stamp" ] && cmp -s "$requirements" "$stamp"; }
 more() { [ -e ".venv/requirements-$1.txt" ] && cmp -s "requirements-$1.txt" ".venv/requirements-$1.txt"; }
-if { current || more dev || { [ $# -eq 0 ] && more fleet; }; } &&
+if { current || more dev || { [ $# -eq 0 ] && { more fleet || more serve; }; }; } &&
     .venv/bin/python -I -c 'import labrig, os, sys; sys.exit(not os.path.samefile(os.path.dirname(labrig.__path__[0]), "."))' \
         >/dev/null 2>&1; then
     exit 0

@@ -23,7 +23,6 @@ notes = "next to the window"
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -31,9 +30,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from labrig import description
+from labrig import description, secret
 from labrig.description import Machine
 from labrig.errors import UsageError
+from labrig.tables import Table, lines_of
 
 AUTO = "auto"
 LOCAL = "@local"
@@ -56,10 +56,8 @@ SHAPES = {  # of values, and what is meant
     "name": (NAME, "letters, digits, dots, - and _, at most 64"),
     "user": (USER, "a user's name"),
     "jump": (JUMP, "USER@HOST:PORT"),
-    "password": (re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:.+"), "a reference: env:NAME or file:PATH"),
+    "password": (secret.REFERENCE, secret.MEANT),
 }
-HEADER = re.compile(r"\s*\[+\s*([A-Za-z0-9_-]+)\s*\]")  # of a table, in a file that is already known to be TOML
-ASSIGNED = re.compile(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
 MAX_HOSTS = 10_000
 
 
@@ -79,7 +77,7 @@ class Entry:
     user: str = ""
     port: int = 22
     key: Path | None = None
-    password: str = field(default="", repr=False)  # a reference; :func:`secret` reads it
+    password: str = field(default="", repr=False)  # a reference; :func:`password_of` reads it
     jump: str = ""
     folder: str = FOLDER
     line: int = 0
@@ -135,44 +133,13 @@ def local(folder: str = "", engine: str = AUTO, target: str = AUTO) -> Room:
     return Room(Path(), (entry,), "", Path())
 
 
-def secret(entry: Entry) -> str:
+def password_of(entry: Entry) -> str:
     """The password that an entry refers to; empty where it has none.
 
     Raises:
         UsageError: there is no such variable or file, or it is empty.
     """
-    kind, _, where = entry.password.partition(":")
-    if not kind:
-        return ""
-    if kind == "env":
-        value, place = os.environ.get(where, ""), f"the variable {where}"
-    else:
-        place = f"the file {where}"
-        try:
-            value = Path(where).expanduser().read_text(encoding="utf-8").rstrip("\n")
-        except (OSError, ValueError) as error:
-            raise UsageError(f"host {entry.name}: cannot read {place}", found=type(error).__name__) from None
-    if not value:
-        raise UsageError(f"host {entry.name}: {place} holds no password", fix="set it, or use a key and an agent")
-    return value
-
-
-@dataclass(frozen=True)
-class _Table:
-    """A table of the file as errors name it. ``lines``: where each of its keys stands, and "" for the table itself."""
-
-    file: str
-    name: str
-    lines: Mapping[str, int]
-
-    def line(self, key: str = "") -> int:
-        """The line of a key, else of the table; 0 where it is not known."""
-        return self.lines.get(key, self.lines.get("", 0))
-
-    def at(self, key: str = "") -> str:
-        """``room.toml, line 5: [[host]] 1 (pc01)``."""
-        line = self.line(key)
-        return f"{self.file}{f', line {line}' if line else ''}: {self.name}"
+    return secret.read(entry.password, f"host {entry.name}")
 
 
 def parse(data: Mapping[str, Any], file: str, text: str = "") -> tuple[Entry, ...]:
@@ -192,13 +159,13 @@ def parse(data: Mapping[str, Any], file: str, text: str = "") -> tuple[Entry, ..
         raise UsageError(
             f"{file}: too many machines", found=str(len(hosts)), fix=f"at most {MAX_HOSTS}; split the file"
         )
-    lines = _lines(text, "host")
+    lines = lines_of(text, "host")
     entries: dict[str, Entry] = {}
-    named: dict[str, _Table] = {}
+    named: dict[str, Table] = {}
     dialled: dict[tuple[str, int, str], str] = {}
     for number, host in enumerate(hosts):
         title = f"[[host]] {number + 1}" + (f" ({host['name']})" if _is_name(host.get("name")) else "")
-        table = _Table(file, title, lines[number] if len(lines) == len(hosts) else {})
+        table = Table(file, title, lines[number] if len(lines) == len(hosts) else {})
         entry = _entry(host, shared, table)
         if entry.name in entries:
             raise UsageError(
@@ -218,29 +185,15 @@ def parse(data: Mapping[str, Any], file: str, text: str = "") -> tuple[Entry, ..
     return tuple(entries.values())
 
 
-def _place(table: _Table, key: str) -> str:
+def _place(table: Table, key: str) -> str:
     line = table.line(key)
     return f"in line {line}" if line else table.name
-
-
-def _lines(text: str, table: str) -> list[dict[str, int]]:
-    """For each table of that name the lines of its keys; that of "" is its own."""
-    found: list[dict[str, int]] = []
-    inside = False
-    for number, line in enumerate(text.split("\n"), start=1):
-        if header := HEADER.match(line):
-            inside = header[1] == table
-            if inside:
-                found.append({"": number})
-        elif inside and (key := ASSIGNED.match(line)):
-            found[-1].setdefault(key[1], number)
-    return found
 
 
 def _shared(data: Mapping[str, Any], file: str, text: str) -> dict[str, Any]:
     """The [room] table."""
     found = data.get("room", {})
-    table = _Table(file, "[room]", next(iter(_lines(text, "room")), {}))
+    table = Table(file, "[room]", next(iter(lines_of(text, "room")), {}))
     if not isinstance(found, dict):  # what it is may hold a password
         raise UsageError(f"{table.at()} is wrong", found=type(found).__name__, fix="write a [room] table")
     _require_keys(found, ROOM_KEYS, table)
@@ -251,7 +204,7 @@ def _shared(data: Mapping[str, Any], file: str, text: str) -> dict[str, Any]:
     return found
 
 
-def _require_keys(values: Mapping[str, Any], known: tuple[str, ...], table: _Table) -> None:
+def _require_keys(values: Mapping[str, Any], known: tuple[str, ...], table: Table) -> None:
     """Raises UsageError where a key is not known, or its value cannot be."""
     if stray := sorted(set(values) - set(known)):
         raise UsageError(
@@ -286,7 +239,7 @@ def _meant(key: str, value: Any) -> str:
     return ""
 
 
-def _entry(own: Mapping[str, Any], shared: Mapping[str, Any], table: _Table) -> Entry:
+def _entry(own: Mapping[str, Any], shared: Mapping[str, Any], table: Table) -> Entry:
     """A machine, by its own keys and what holds for the room."""
     _require_keys(own, KEYS, table)
     keys = f"keys: {', '.join(own) or 'none'}"

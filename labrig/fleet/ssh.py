@@ -81,7 +81,7 @@ def each(
         Interrupted: Ctrl-C, after connections were closed.
     """
     become_cooperative()
-    passwords = {entry.name: inventory.secret(entry) for entry in entries}
+    passwords = {entry.name: inventory.password_of(entry) for entry in entries}
     hosts = _hosts(room, entries, passwords, reach or budget)
 
     def one(entry: Entry, jumps: _Jumps) -> T:

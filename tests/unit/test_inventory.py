@@ -104,16 +104,16 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, old: str, new: str
 def test_a_password_is_a_reference_and_is_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = read(tmp_path, ROOM).hosts[0]
     monkeypatch.setenv("ROOM_PASSWORD", "geheim")
-    assert inventory.secret(entry) == "geheim" and "ROOM_PASSWORD" not in repr(entry)
+    assert inventory.password_of(entry) == "geheim" and "ROOM_PASSWORD" not in repr(entry)
     monkeypatch.delenv("ROOM_PASSWORD")
-    with pytest.raises(UsageError, match="the variable ROOM_PASSWORD holds no password"):
-        inventory.secret(entry)
+    with pytest.raises(UsageError, match="the variable ROOM_PASSWORD is empty or not set"):
+        inventory.password_of(entry)
     (tmp_path / "secret").write_text("geheim\n")
     from_file = read(tmp_path, ROOM.replace("env:ROOM_PASSWORD", f"file:{tmp_path}/secret")).hosts[0]
-    assert inventory.secret(from_file) == "geheim"
+    assert inventory.password_of(from_file) == "geheim"
     (tmp_path / "secret").unlink()
     with pytest.raises(UsageError, match="cannot read the file"):
-        inventory.secret(from_file)
+        inventory.password_of(from_file)
 
 
 @pytest.mark.parametrize("value", ['"4711"', "4711", "4711.5", "true, 4711", "[4711]", "{ is = 4711 }", '"file:"'])
