@@ -79,9 +79,10 @@ def adapt_invoke() -> None:
     """Make Invoke's own endings labrig's: 2 on a wrong flag or task name, no traceback when ``--list`` has no reader.
 
     Invoke ends with 1 on those and offers no setting for it; its Exit carries a code, so the parser raises that. A
-    value of the wrong type (``--jobs=many``) is a bare ValueError there.
+    value of the wrong type (``--jobs=many``) is a bare ValueError there. It takes the
+    last word of `invoke export --help` for the value of the first argument of export.
     """
-    set_value, list_tasks = Argument.set_value, Program.list_tasks
+    set_value, list_tasks, parse = Argument.set_value, Program.list_tasks, Program.parse_tasks
 
     def error(self: ParseMachine, msg: str) -> NoReturn:
         raise Exit(f"labrig: {msg}\n  fix:   invoke --list, or invoke --help TASK", UsageError.code)
@@ -104,6 +105,14 @@ def adapt_invoke() -> None:
             _drop_stdout()
             raise Exit(code=128 + signal.SIGPIPE) from None
 
+    def parse_tasks(self: Program) -> None:
+        words = self.core.unparsed
+        if len(words) > 1 and words[-1] in ("-h", "--help") and not words[-2].startswith("-"):
+            self.args.help.value = words[-2]
+            self.core.unparsed = []
+        parse(self)
+
+    Program.parse_tasks = parse_tasks  # type: ignore[method-assign]
     Program.list_tasks = list_tasks_to_a_reader  # type: ignore[method-assign]
     ParseMachine.error = error  # type: ignore[method-assign]
     Argument.set_value = set_typed_value  # type: ignore[method-assign]

@@ -291,6 +291,12 @@ def test_every_task_is_listed_with_its_help(tasks: dict[str, Task]) -> None:  # 
         assert f"{name} {(task.__doc__ or '').strip().splitlines()[0]}" in listed
 
 
+@pytest.mark.parametrize("words", [("export", "--help"), ("import", "-h"), ("start", "--help"), ("--help", "export")])
+def test_help_is_help_also_where_a_task_takes_words(words: tuple[str, ...]) -> None:
+    done = run(*words)
+    assert done.returncode == 0 and "Usage:" in done.stdout and "Options:" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("flag", ["target", "json"])
 def test_a_default_has_the_type_of_its_flag(tasks: dict[str, Task], flag: str) -> None:  # type: ignore[type-arg]
     kinds = {
