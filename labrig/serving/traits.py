@@ -1,0 +1,91 @@
+"""JupyterHub's configuration against its real classes: does a trait exist, and does a value fit it.
+
+Neither a chart's schema nor Python says so: a misspelt trait is a line that does nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+from labrig.serving import documents
+
+# Where the classes are that a configuration may name.
+HOMES = {
+    "JupyterHub": "jupyterhub.app", "Authenticator": "jupyterhub.auth", "LocalAuthenticator": "jupyterhub.auth",
+    "PAMAuthenticator": "jupyterhub.auth", "DummyAuthenticator": "jupyterhub.auth", "Spawner": "jupyterhub.spawner",
+    "SharedPasswordAuthenticator": "jupyterhub.authenticators.shared", "Proxy": "jupyterhub.proxy",
+    "ConfigurableHTTPProxy": "jupyterhub.proxy", "DockerSpawner": "dockerspawner", "KubeSpawner": "kubespawner",
+}  # fmt: skip
+Wrong = tuple[str, str, str]  # the trait, what is wrong, what to do
+
+
+def check_trait(owner: str, name: str, value: Any = ...) -> Wrong | None:
+    """What is wrong with ``c.OWNER.NAME = value``; ``value`` is left out where it is not known before it runs.
+
+    Raises:
+        HostError: the extra is not installed.
+    """
+    known = _traits(owner)
+    if known is None:
+        return None
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        return f"{owner}.{name}", f"{owner} has no trait {name}", f"write {near[0]}" if near else "leave it out"
+    if value is ...:
+        return None
+    from traitlets import HasTraits, TraitError
+
+    try:
+        if not (value is None and known[name].allow_none):
+            known[name].validate(HasTraits(), value)
+    except (TraitError, TypeError, ValueError, AttributeError):
+        meant = known[name].info()
+        return f"{owner}.{name}", f"{type(value).__name__} does not fit {owner}.{name}", f"write {meant}"[:200]
+    return None
+
+
+def is_known(owner: str) -> bool:
+    """Whether a class can be looked at here. Raises HostError as :func:`check_trait`."""
+    return _traits(owner) is not None
+
+
+@cache
+def _traits(owner: str) -> dict[str, Any] | None:
+    """The traits that a class lets be configured, by name; None for a class that is not known."""
+    if owner not in HOMES:
+        return None
+    try:
+        found = getattr(importlib.import_module(HOMES[owner]), owner)
+    except ImportError as error:
+        raise documents.require_extra(error) from None
+    return dict(found.class_traits(config=True))
+
+
+def assignments(text: str) -> Iterator[tuple[int, str, str, Any]]:
+    """Each ``c.OWNER.NAME = value`` of a configuration: line, owner, name, value (``...`` where it is no literal).
+
+    Raises SyntaxError where it is no Python.
+    """
+    for node in ast.walk(ast.parse(text)):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+        for target in targets:
+            chain = ast.unparse(target).split(".") if isinstance(target, ast.Attribute) else []
+            if len(chain) == 3 and chain[0] == "c":
+                yield node.lineno, chain[1], chain[2], _literal(node.value) if isinstance(node, ast.Assign) else ...
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, RecursionError):
+        return ...
+
+
+def near(name: str, known: Sequence[str]) -> str:
+    """The known name that is most like another; empty where none is."""
+    return next(iter(difflib.get_close_matches(name, known, n=1)), "")
