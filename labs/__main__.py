@@ -40,10 +40,18 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--memory", type=_limit, default=4096.0, metavar="MIB", help="per lab, in MiB (default 4096)")
     run.add_argument("--progress", default="auto", choices=["auto", "plain", "json", "off"])
     run.add_argument("--json", action="store_true", help="print the results as a JSON array")
-    run.add_argument("--index-from", default="", metavar="NAME",
-                     help="run one lab only, the one at the index that the variable NAME holds: 0 is the first named")
-    run.add_argument("--documents", type=Path, metavar="FOLDER",
-                     help="with --index-from: leave the result as FOLDER/INDEX-LAB.json, also where the lab cannot start")
+    run.add_argument(
+        "--index-from",
+        default="",
+        metavar="NAME",
+        help="run one lab only, the one at the index that the variable NAME holds: 0 is the first named",
+    )
+    run.add_argument(
+        "--documents",
+        type=Path,
+        metavar="FOLDER",
+        help="with --index-from: leave the result as FOLDER/INDEX-LAB.json, also where the lab cannot start",
+    )
 
     verify = commands.add_parser("verify", help="check the gates of a run again from its files, without training")
     verify.add_argument("run", type=Path, metavar="RUN")

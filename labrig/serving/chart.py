@@ -50,7 +50,9 @@ def read(path: Path | None) -> Chart:
         )  # fmt: skip
     texts = _of_folder(path) if path.is_dir() else _of_archive(path)
     schema = next((name for name in SCHEMAS if name in texts), "")
-    if missing := [name for name in ("Chart.yaml", "values.yaml") if name not in texts] + ([] if schema else [SCHEMAS[0]]):
+    if missing := [name for name in ("Chart.yaml", "values.yaml") if name not in texts] + (
+        [] if schema else [SCHEMAS[0]]
+    ):
         raise _wrong(path, f"no {', no '.join(missing)}")
     about, defaults = (_read(path, texts, name) for name in ("Chart.yaml", "values.yaml"))
     if about.get("name") != NAME:
@@ -113,9 +115,8 @@ def _of_archive(path: Path) -> dict[str, str]:
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
                 folder, _, name = member.name.removeprefix("./").partition("/")
-                if member.isreg() and folder == NAME and name in FILES and member.size <= documents.CHART_MOST:
-                    opened = archive.extractfile(member)
-                    assert opened is not None  # it is a regular file
+                wanted = member.isreg() and folder == NAME and name in FILES and member.size <= documents.CHART_MOST
+                if wanted and (opened := archive.extractfile(member)) is not None:
                     texts[name] = opened.read().decode()
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         raise _wrong(path, str(error)) from None

@@ -18,14 +18,16 @@ from typing import Any
 from labrig import image, notebooks, secret
 from labrig.errors import UsageError
 from labrig.files import write_atomically
-from labrig.serving import Offer, chart, settings
+from labrig.serving import Offer, chart, offers, settings
 
 PLATFORM = "linux_x86_64"  # of a cluster's nodes, where nobody says otherwise
 VALUES, CLAIM = "values.yaml", "labs-results.yaml"
 JOB = "labs-job-{}.yaml"
 COMMAND = (*image.SERVE, "--hub")
 SHM, RESULTS, RUN = "/dev/shm", "/results", "/tmp/run"  # noqa: S108 - inside a pod
-INDEX = "JOB_COMPLETION_INDEX"  # kubernetes.io/docs/concepts/workloads/controllers/job: the index of an Indexed Job's pod
+INDEX = (
+    "JOB_COMPLETION_INDEX"  # kubernetes.io/docs/concepts/workloads/controllers/job: the index of an Indexed Job's pod
+)
 GPU = "nvidia.com/gpu"  # the resource of NVIDIA's device plugin
 # Labels that NVIDIA's GPU feature discovery gives to nodes (NVIDIA/k8s-device-plugin, docs/gpu-feature-discovery).
 MAJOR, MINOR = "nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor"
@@ -67,12 +69,29 @@ class Hidden:
         return f" --from-file={self.trait}={self.source}"
 
 
+def is_check(*, cluster: bool, check: bool, output: str, chart: str) -> bool:
+    """Whether the flags ask for a check. Raises UsageError where they do not say which, or do not go together."""
+    if cluster == check or (cluster and (not output or chart)):
+        raise UsageError(
+            "say which", found="--cluster, --check, --output and --chart do not go together so",
+            fix="--cluster --output=FOLDER, or --check [--output=FOLDER] [--chart=FILE]",
+        )  # fmt: skip
+    return check
+
+
+def write_for(root: Path, config: str, folder: Path) -> list[Path]:
+    """Render for a settings file (``""``: the defaults) and write; gives the files. Raises as :func:`render` and
+    :func:`write`, and what ``settings.read`` and ``offers.read`` raise."""
+    told = settings.read(Path(config) if config else None)
+    return write(render(root, told, offers.read(root, PLATFORM, told.targets)), folder)
+
+
 def find_labs(root: Path) -> tuple[str, ...]:
     """The labs of the course, by name and in order, as the images have them."""
     return tuple(file.stem for file in notebooks.scripts(root / "labs"))
 
 
-def render(root: Path, told: settings.Settings, offers: Sequence[Offer]) -> dict[str, str]:
+def render(root: Path, told: settings.Settings, offered: Sequence[Offer]) -> dict[str, str]:
     """The files of a cluster: name -> text.
 
     Raises:
@@ -91,9 +110,9 @@ def render(root: Path, told: settings.Settings, offers: Sequence[Offer]) -> dict
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # what is JSON is YAML
     values = environment.get_template("values.yaml.j2").render(
         **shared,
-        offers=[(offer, select_nodes(offer)) for offer in offers],
-        arch=ARCHS[offers[0].platform],
-        first=_split(offers[0].reference),
+        offers=[(offer, select_nodes(offer)) for offer in offered],
+        arch=ARCHS[offered[0].platform],
+        first=_split(offered[0].reference),
         authenticator=SHARED_CLASS if told.login.authenticator == settings.SHARED else told.login.authenticator,
         is_shared=told.login.authenticator == settings.SHARED,
         traits=traits,
@@ -104,7 +123,7 @@ def render(root: Path, told: settings.Settings, offers: Sequence[Offer]) -> dict
     )
     job = environment.get_template("labs-job.yaml.j2")
     files = {VALUES: values, CLAIM: environment.get_template("labs-results.yaml.j2").render(**shared)}
-    for offer in offers:
+    for offer in offered:
         files[JOB.format(offer.target)] = job.render(
             **shared,
             offer=offer,
@@ -134,8 +153,8 @@ def write(files: Mapping[str, str], folder: Path) -> list[Path]:
 def run_command(offer: Offer, labs: Sequence[str], memory: int) -> list[str]:
     """What a pod of a Job runs: the lab of its index, of those that are named, with its document into the claim.
 
-    A lab that takes nine tenths of the pod's ``memory`` (bytes) is stopped by the runner and leaves a document; at ten the
-    kernel would end the runner with it.
+    A lab that takes nine tenths of the pod's ``memory`` (bytes) is stopped by the runner and leaves a document; at ten
+    the kernel would end the runner with it.
     """
     return [
         "python", "-m", "labs", "run", *labs, f"--index-from={INDEX}", f"--documents={RESULTS}/{offer.target}",

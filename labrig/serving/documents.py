@@ -50,7 +50,9 @@ def read(text: str, file: str, *, most: int = MOST, aliases: bool = False) -> Do
         raise _wrong(file, f"it has more than {most >> 10} KiB", "name a file that a chart or a cluster takes")
     try:
         if not aliases and (alias := next((e for e in yaml.parse(text) if isinstance(e, yaml.AliasEvent)), None)):
-            raise _wrong(file, f"line {alias.start_mark.line + 1}: the alias *{alias.anchor}"[:120], "write the value out")
+            raise _wrong(
+                file, f"line {alias.start_mark.line + 1}: the alias *{alias.anchor}"[:120], "write the value out"
+            )
         nodes = list(yaml.compose_all(text, yaml.SafeLoader))
         if len(nodes) > 1:
             raise _wrong(file, f"{len(nodes)} documents", "one file, one document")
@@ -59,7 +61,7 @@ def read(text: str, file: str, *, most: int = MOST, aliases: bool = False) -> Do
             if path in lines:
                 raise _wrong(file, f"{path} in lines {lines[path]} and {line}"[:200], "keep one of them")
             lines[path] = line
-        data = yaml.load(text, yaml.SafeLoader)  # noqa: S506 - it is a safe one
+        data = yaml.load(text, yaml.SafeLoader)
     except RecursionError:
         raise _wrong(file, "too many levels", "name a file that a chart or a cluster takes") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:

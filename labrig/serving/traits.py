@@ -72,8 +72,9 @@ def assignments(text: str) -> Iterator[tuple[int, str, str, Any]]:
     Raises SyntaxError where it is no Python.
     """
     for node in ast.walk(ast.parse(text)):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
-        for target in targets:
+        if not isinstance(node, ast.Assign | ast.AugAssign):
+            continue
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
             chain = ast.unparse(target).split(".") if isinstance(target, ast.Attribute) else []
             if len(chain) == 3 and chain[0] == "c":
                 yield node.lineno, chain[1], chain[2], _literal(node.value) if isinstance(node, ast.Assign) else ...

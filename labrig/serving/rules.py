@@ -1,0 +1,632 @@
+"""What no schema catches in a cluster's files: values that are possible, and would harm a course.
+
+A profile of the chart and a Job's pod become one shape, so that one rule speaks for both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from labrig import image
+from labrig.serving import Offer, cluster, settings
+from labrig.serving.documents import Document
+
+ERROR, WARNING = "error", "warning"
+DAY = 24 * 3600
+DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
+# Suffixes of Kubernetes (resource.Quantity), and of JupyterHub (traitlets.ByteSpecification), whose M is 2**20.
+UNITS = {"": 1, "k": 1000, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+THOUSANDS = {"M": 1000**2, "G": 1000**3, "T": 1000**4}
+POWERS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]*)")
+# What looks like a secret by itself, whatever key it stands at: a private key, tokens of GitHub, GitLab, Slack, AWS.
+LOOKS_SECRET = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY|\bgh[pousr]_\w{20,}|\bglpat-[\w-]{16,}|\bxox[abp]-\w|\bAKIA[A-Z0-9]{16}\b"
+)
+NO_SECRET = ("existingSecret", "secretName", "claimName")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong. ``line`` 0: not known; ``level``: an error, or what is to be known."""
+
+    file: str
+    line: int
+    key: str
+    what: str
+    fix: str
+    level: str = ERROR
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``--json`` has it."""
+        return {
+            "level": self.level,
+            "file": self.file,
+            "line": self.line,
+            "key": self.key,
+            "what": self.what,
+            "fix": self.fix,
+        }
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What students or labs run in, wherever it is written. Memory is in bytes, None: not said."""
+
+    document: Document
+    at: Mapping[str, str]  # of each part below, the key that it stands at
+    image: str
+    memory: float | None
+    guarantee: float | None
+    cpu: float | None
+    cpu_guarantee: float | None
+    gpus: str
+    terms: Sequence[Any]
+    labels: Mapping[str, Any]
+    shm: Mapping[str, Any] | None  # the emptyDir at /dev/shm
+    command: Any
+    folder: Any
+    user: Any
+    escalation: Any
+    dropped: Any
+
+
+Found = Iterator[tuple[str, str, str]]  # the part of a pod, what is wrong, what to do
+
+
+def size_of(value: Any, units: Mapping[str, float]) -> float | None:
+    """A quantity as a number; None where it is none."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int | float):
+        return float(value)
+    found = QUANTITY.fullmatch(str(value))
+    return float(found[1]) * units[found[2]] if found and found[2] in units else None
+
+
+def kubernetes(value: Any) -> float | None:
+    """Memory as Kubernetes reads it, in bytes: ``1Gi``, and ``1G`` is a thousand million."""
+    return size_of(value, {**UNITS, **THOUSANDS})
+
+
+def cores(value: Any) -> float | None:
+    """CPU as Kubernetes reads it: ``0.5``, ``500m``."""
+    return size_of(value, {"": 1, "m": 0.001})
+
+
+def at(data: Any, path: str) -> Any:
+    """What stands at a path of keys; None where nothing does."""
+    for part in path.split("."):
+        data = data.get(part) if isinstance(data, Mapping) else None
+    return data
+
+
+def table(data: Any, path: str) -> Mapping[str, Any]:
+    """The table at a path of keys; an empty one where nothing or something else is (a schema says so)."""
+    found = at(data, path)
+    return found if isinstance(found, Mapping) else {}
+
+
+def rows(data: Any, path: str) -> list[Any]:
+    """The tables of a list at a path of keys; the chart takes a table of them as well."""
+    found = at(data, path)
+    inner = found.values() if isinstance(found, Mapping) else found if isinstance(found, list) else []
+    return [one for one in inner if isinstance(one, Mapping)]
+
+
+# ------------------------------------------------------------------------------------------------ pods
+
+
+def profiles(document: Document) -> Iterator[Pod]:
+    """The pods of a chart's values: one a profile, or one where there are none."""
+    user = table(document.data, "singleuser")
+    listed = [
+        (f"singleuser.profileList.{number}.kubespawner_override", table(row, "kubespawner_override"))
+        for number, row in enumerate(rows(user, "profileList"))
+    ]
+    own = table(document.data, "hub.config.KubeSpawner")
+    for key, override in listed or [("singleuser", {})]:
+        whole = {**own, **override}
+        name = f"{at(user, 'image.name') or ''}:{at(user, 'image.tag') or ''}"
+        said = {
+            part: f"{key}.{part}" if part in override else f"hub.config.KubeSpawner.{part}" if part in own else place
+            for part, place in PLACES.items()
+        }
+        volumes = {one.get("name"): one for one in rows(user, "storage.extraVolumes")}
+        yield Pod(
+            document=document,
+            at={
+                "image": said["image"],
+                "memory": said["mem_limit"],
+                "guarantee": said["mem_guarantee"],
+                "cpu": said["cpu_limit"],
+                "cpu_guarantee": said["cpu_guarantee"],
+                "gpus": f"{key}.extra_resource_limits",
+                "command": said["cmd"],
+                "terms": f"{key}.node_affinity_required",
+                "labels": "singleuser.nodeSelector",
+                "user": said["uid"],
+                "shm": "singleuser.storage.extraVolumes",
+                "folder": said["working_dir"],
+                "escalation": said["allow_privilege_escalation"],
+                "dropped": said["container_security_context"],
+            },
+            image=str(whole.get("image", name)),
+            memory=size_of(whole.get("mem_limit", at(user, "memory.limit")), {"": 1, **POWERS}),
+            guarantee=size_of(whole.get("mem_guarantee", at(user, "memory.guarantee")), {"": 1, **POWERS}),
+            cpu=size_of(whole.get("cpu_limit", at(user, "cpu.limit")), {"": 1}),
+            cpu_guarantee=size_of(whole.get("cpu_guarantee", at(user, "cpu.guarantee")), {"": 1}),
+            gpus=str(whole.get("extra_resource_limits", table(user, "extraResource.limits")).get(cluster.GPU, "")),
+            terms=[*rows(whole, "node_affinity_required"), *rows(user, "extraNodeAffinity.required")],
+            labels={**table(user, "nodeSelector"), **table(whole, "node_selector")},
+            shm=_shm(rows(user, "storage.extraVolumeMounts"), volumes),
+            command=whole.get("cmd", user.get("cmd")),
+            folder=whole.get("working_dir"),
+            user=whole.get("uid", user.get("uid", image.UID)),
+            escalation=whole.get("allow_privilege_escalation", user.get("allowPrivilegeEscalation", False)),
+            dropped=at(whole, "container_security_context.capabilities.drop"),
+        )
+
+
+# Where a trait of KubeSpawner stands in the chart's values.
+PLACES = {
+    "image": "singleuser.image",
+    "mem_limit": "singleuser.memory.limit",
+    "mem_guarantee": "singleuser.memory.guarantee",
+    "cpu_limit": "singleuser.cpu.limit",
+    "cpu_guarantee": "singleuser.cpu.guarantee",
+    "cmd": "singleuser.cmd",
+    "uid": "singleuser.uid",
+    "allow_privilege_escalation": "singleuser.allowPrivilegeEscalation",
+    "working_dir": "hub.config.KubeSpawner.working_dir",
+    "container_security_context": "hub.config.KubeSpawner.container_security_context",
+}
+
+
+def workers(document: Document) -> Iterator[Pod]:
+    """The pods of a Job: one a container."""
+    spec, above = table(document.data, "spec.template.spec"), "spec.template.spec"
+    volumes = {one.get("name"): one for one in rows(spec, "volumes")}
+    for number, one in enumerate(rows(spec, "containers")):
+        key = f"{above}.containers.{number}"
+        limits, requests = table(one, "resources.limits"), table(one, "resources.requests")
+        yield Pod(
+            document=document,
+            at={
+                "image": f"{key}.image",
+                "memory": f"{key}.resources.limits.memory",
+                "cpu": f"{key}.resources.limits.cpu",
+                "guarantee": f"{key}.resources.requests.memory",
+                "cpu_guarantee": f"{key}.resources.requests.cpu",
+                "gpus": f"{key}.resources.limits",
+                "terms": f"{above}.affinity",
+                "labels": f"{above}.nodeSelector",
+                "shm": f"{above}.volumes",
+                "command": f"{key}.command",
+                "folder": f"{key}.workingDir",
+                "user": f"{above}.securityContext",
+                "escalation": f"{key}.securityContext.allowPrivilegeEscalation",
+                "dropped": f"{key}.securityContext.capabilities",
+            },
+            image=str(one.get("image", "")),
+            memory=kubernetes(limits.get("memory")),
+            guarantee=kubernetes(requests.get("memory")),
+            cpu=cores(limits.get("cpu")),
+            cpu_guarantee=cores(requests.get("cpu")),
+            gpus=str(limits.get(cluster.GPU, "")),
+            terms=rows(spec, "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms"),
+            labels=table(spec, "nodeSelector"),
+            shm=_shm(rows(one, "volumeMounts"), volumes),
+            command=one.get("command"),
+            folder=one.get("workingDir"),
+            user=table(one, "securityContext").get("runAsUser", at(spec, "securityContext.runAsUser")),
+            escalation=at(one, "securityContext.allowPrivilegeEscalation"),
+            dropped=at(one, "securityContext.capabilities.drop"),
+        )
+
+
+def _shm(mounts: Sequence[Any], volumes: Mapping[Any, Any]) -> Mapping[str, Any] | None:
+    name = next((one.get("name") for one in mounts if one.get("mountPath") == cluster.SHM), None)
+    found = table(volumes.get(name), "emptyDir")
+    return found if found.get("medium") == "Memory" else None
+
+
+def check_pod(pod: Pod, offers: Sequence[Offer]) -> Iterator[Finding]:
+    """What is wrong with a pod; which offer it is for, its image says."""
+    offer = next((one for one in offers if one.reference == pod.image), None)
+    found = [*_image(pod, offers), *_limits(pod), *_memory_file(pod), *_rights(pod)]
+    if offer:
+        found += [*_gpu(pod, offer), *_nodes(pod, offer)]
+    for part, what, fix in found:
+        key = pod.at[part]
+        yield Finding(pod.document.file, pod.document.line(key), key, what, fix)
+
+
+def _image(pod: Pod, offers: Sequence[Offer]) -> Found:
+    if not DIGEST.fullmatch(pod.image):
+        yield (
+            "image",
+            f"{pod.image[:120]} is no image by digest, so it can come to mean another",
+            "write NAME@sha256:DIGEST",
+        )
+    elif pod.image not in [one.reference for one in offers]:
+        yield (
+            "image",
+            f"{pod.image[:160]} is none of the published images",
+            (f"write {offers[0].reference}, or another of images/published.toml"),
+        )
+
+
+def _limits(pod: Pod) -> Found:
+    for part, value in (("memory", pod.memory), ("cpu", pod.cpu)):
+        if not value:
+            yield part, f"no limit of {part}, so one student can take a whole node", "write one"
+    for part, limit, guarantee in (
+        ("guarantee", pod.memory, pod.guarantee),
+        ("cpu_guarantee", pod.cpu, pod.cpu_guarantee),
+    ):
+        if limit and guarantee and guarantee > limit:
+            yield (
+                part,
+                f"what is guaranteed ({guarantee:g}) is above the limit ({limit:g})",
+                "make the limit at least as large",
+            )
+
+
+def _memory_file(pod: Pod) -> Found:
+    if pod.shm is None:
+        yield (
+            "shm",
+            f"no emptyDir of medium Memory at {cluster.SHM}: 64 MB, with which DataLoader workers die",
+            "mount one",
+        )
+        return
+    size = kubernetes(pod.shm.get("sizeLimit"))
+    if size is None:
+        yield "shm", f"{cluster.SHM} has no sizeLimit, so it can fill the node's memory", "write one"
+    elif pod.memory and size > pod.memory:
+        yield (
+            "shm",
+            f"{cluster.SHM} ({size:g} bytes) is part of the pod's memory, and larger ({pod.memory:g})",
+            "make it smaller",
+        )
+
+
+def _rights(pod: Pod) -> Found:
+    if not isinstance(pod.user, int) or pod.user == 0:
+        yield "user", f"it runs as user {pod.user}; labs run as nobody's root", f"write {image.UID}"
+    if pod.escalation is not False:
+        yield "escalation", "a program in it can get more rights than it was started with", "write false"
+    if pod.dropped != ["ALL"]:
+        yield "dropped", "capabilities are not dropped, and labs need none", "write drop: [ALL]"
+    if pod.folder != str(image.LABS):
+        yield (
+            "folder",
+            f"the command is run in {pod.folder}; the labs are a package in {image.LABS}",
+            f"write {image.LABS}",
+        )
+
+
+def _gpu(pod: Pod, offer: Offer) -> Found:
+    if offer.device != "cuda":
+        if pod.gpus:
+            yield (
+                "gpus",
+                f"{offer.target} computes on the CPU, and takes {pod.gpus} GPU from somebody who needs it",
+                (f"leave {cluster.GPU} out"),
+            )
+        return
+    if not re.fullmatch(r"[1-9][0-9]*", pod.gpus):
+        yield "gpus", f"{offer.target} needs a GPU and asks for none", f'write {cluster.GPU}: "1"'
+    told = [one for term in pod.terms for one in rows(term, "matchExpressions")]
+    for label, why in ((cluster.MAJOR, "whose GPU the image has code for"), (cluster.DRIVER[0], "with its driver")):
+        if label not in pod.labels and label not in [one.get("key") for one in told]:
+            yield (
+                "terms",
+                f"nothing takes {offer.target} to nodes {why}: no {label}",
+                "render it again (invoke serve --cluster)",
+            )
+
+
+def _nodes(pod: Pod, offer: Offer) -> Found:
+    arch = cluster.ARCHS[offer.platform]
+    if pod.labels.get(cluster.ARCH) != arch:
+        yield (
+            "labels",
+            f"{offer.target} is for {arch}, and nothing says so to the scheduler",
+            f"write {cluster.ARCH}: {arch}",
+        )
+
+
+# ------------------------------------------------------------------------------------------------ values
+
+
+def check_values(document: Document, offers: Sequence[Offer], told: settings.Settings) -> Iterator[Finding]:
+    """What is wrong with values, beyond the chart's own schema."""
+    found: list[tuple[str, str, str, str]] = []
+    for pod in profiles(document):
+        yield from check_pod(pod, offers)
+        if pod.command != list(cluster.COMMAND):
+            found.append(
+                (pod.at["command"], "it does not start the labs' JupyterLab", f"write {list(cluster.COMMAND)}", ERROR)
+            )
+    data = document.data
+    for rule in (_culling, _pullers, _network, _storage, _login):
+        found += rule(data, told)
+    for key, what, fix, level in found:
+        yield Finding(document.file, document.line(key), key, what, fix, level)
+
+
+Rows = list[tuple[str, str, str, str]]
+
+
+def _culling(data: Any, told: settings.Settings) -> Rows:
+    wanted = told.student.idle * 60
+    level = WARNING if (not wanted or wanted > DAY) else ERROR  # serve.toml says it on purpose
+    if at(data, "cull.enabled") is False:
+        return [("cull.enabled", "servers run, and hold memory, until somebody stops them", "write true", level)]
+    timeout = at(data, "cull.timeout")
+    if isinstance(timeout, int) and timeout > DAY:
+        return [("cull.timeout", f"an idle server is kept for {timeout / 3600:g} hours", f"write at most {DAY}", level)]
+    return []
+
+
+def _pullers(data: Any, told: settings.Settings) -> Rows:
+    return [
+        (
+            key,
+            "images are not on the nodes before students are; a first start takes minutes, or times out",
+            "write true",
+            ERROR,
+        )
+        for key in ("prePuller.hook.enabled", "prePuller.continuous.enabled", "prePuller.pullProfileListImages")
+        if at(data, key) is False
+    ]
+
+
+def _network(data: Any, told: settings.Settings) -> Rows:
+    found: Rows = []
+    if at(data, "singleuser.networkPolicy.enabled") is False:
+        found.append(
+            (
+                "singleuser.networkPolicy.enabled",
+                "students reach each other, the cluster and its metadata",
+                "write true",
+                ERROR,
+            )
+        )
+    if at(data, "singleuser.networkPolicy.egressAllowRules.cloudMetadataServer") is True:
+        found.append(
+            (
+                "singleuser.networkPolicy.egressAllowRules.cloudMetadataServer",
+                "students can read the cloud's credentials of the node",
+                "write false",
+                ERROR,
+            )
+        )
+    if at(data, "ingress.enabled") and not at(data, "ingress.tls"):
+        found.append(("ingress.tls", "passwords cross the network unencrypted", "name hosts and a secretName", ERROR))
+    return found
+
+
+def _storage(data: Any, told: settings.Settings) -> Rows:
+    if (kind := at(data, "singleuser.storage.type")) == "none":
+        return [
+            (
+                "singleuser.storage.type",
+                f"it is {kind}: what students write is gone when their server stops",
+                "write dynamic",
+                ERROR,
+            )
+        ]
+    if (place := at(data, "singleuser.storage.homeMountPath")) != image.WORK:
+        return [
+            (
+                "singleuser.storage.homeMountPath",
+                f"students work in {image.WORK}, which is not kept ({place} is)",
+                f"write {image.WORK}",
+                ERROR,
+            )
+        ]
+    return []
+
+
+def _login(data: Any, told: settings.Settings) -> Rows:
+    key, name = "hub.config.JupyterHub.authenticator_class", at(data, "hub.config.JupyterHub.authenticator_class")
+    if name in (None, "dummy", "null", "jupyterhub.auth.DummyAuthenticator", "jupyterhub.auth.NullAuthenticator"):
+        return [(key, f"{name or 'nothing'}: anybody comes in, or nobody", "name an authenticator's class", ERROR)]
+    if name == settings.SHARED:
+        return [
+            (
+                key,
+                "one password for all: whoever knows it is any student they say they are",
+                "for more than a first hour name an authenticator's class",
+                WARNING,
+            )
+        ]
+    return []
+
+
+def check_hub(document: Document, offers: Sequence[Offer], chart: str, hub: str) -> Iterator[Finding]:
+    """The hub of a chart against the jupyterhub of the images."""
+    key = "singleuser.profileList"
+    for offer in offers:
+        if not offer.hub:
+            yield Finding(
+                document.file,
+                document.line(key),
+                key,
+                f"the image of {offer.target} has no jupyterhub, so no hub can start it",
+                f"add jupyterhub to its packages, invoke lock and publish --target={offer.target}",
+            )
+        elif offer.hub.split(".")[0] != hub.split(".")[0]:
+            yield Finding(
+                document.file,
+                document.line(key),
+                key,
+                f"the hub of {chart} is jupyterhub {hub}, the image of {offer.target} has {offer.hub}: {MEASURED}",
+                "try a login before the course does",
+                WARNING,
+            )
+
+
+MEASURED = "another major version, and not tried together"
+
+
+# ------------------------------------------------------------------------------------------------ Jobs
+
+
+def check_job(document: Document, offers: Sequence[Offer], labs: Sequence[str]) -> Iterator[Finding]:
+    """What is wrong with a Job of labs, beyond Kubernetes' own schema."""
+    for pod in workers(document):
+        yield from check_pod(pod, offers)
+    found: Rows = []
+    for rule in (_retries, _results):
+        found += rule(document.data)
+    found += _labs(document.data, labs)
+    for key, what, fix, level in found:
+        yield Finding(document.file, document.line(key), key, what, fix, level)
+
+
+def _retries(data: Any) -> Rows:
+    found: Rows = []
+
+    def require(path: str, holds: Callable[[Any], bool], what: str, fix: str) -> None:
+        if not holds(at(data, path)):
+            found.append((path, what, fix, ERROR))
+
+    is_number: Callable[[Any], bool] = lambda value: isinstance(value, int)  # noqa: E731
+    require(
+        "spec.template.spec.restartPolicy",
+        lambda value: value == "Never",
+        "a failed lab is run in the same pod again, and podFailurePolicy does not count it",
+        "write Never",
+    )
+    require(
+        "spec.completionMode",
+        lambda value: value == "Indexed",
+        "pods get no index, so all run the first lab",
+        "write Indexed",
+    )
+    require(
+        "spec.backoffLimitPerIndex",
+        is_number,
+        "retries are shared: a lab that fails takes them from the others",
+        "write 1",
+    )
+    require(
+        "spec.maxFailedIndexes",
+        lambda value: not is_number(value) or value >= (at(data, "spec.completions") or 0),
+        "labs that fail end the Job before the others have run",
+        "write the number of labs",
+    )
+    require(
+        "spec.podFailurePolicy",
+        bool,
+        "a drained node counts as a failed lab, and a missed gate is tried again",
+        "render it again (invoke serve --cluster)",
+    )
+    require("spec.activeDeadlineSeconds", is_number, "a Job that no node can take waits for ever", "write seconds")
+    require("spec.ttlSecondsAfterFinished", is_number, "finished pods stay for ever", "write seconds")
+    return found
+
+
+def _results(data: Any) -> Rows:
+    spec = table(data, "spec.template.spec")
+    claims = [one.get("name") for one in rows(spec, "volumes") if at(one, "persistentVolumeClaim.claimName")]
+    mounted = [
+        place.get("mountPath")
+        for one in rows(spec, "containers")
+        for place in rows(one, "volumeMounts")
+        if place.get("name") in claims
+    ]
+    folder = next(iter(_flag(data, "--documents")), "")
+    if not folder or not any(str(folder).startswith(f"{str(place).rstrip('/')}/") for place in mounted):
+        return [
+            (
+                "spec.template.spec.volumes",
+                f"no claim is mounted where the documents go ({folder or 'nowhere'}): they are lost with the pod",
+                f"mount a persistentVolumeClaim at {cluster.RESULTS}",
+                ERROR,
+            )
+        ]
+    return []
+
+
+def _labs(data: Any, labs: Sequence[str]) -> Rows:
+    key = "spec.template.spec.containers.0.command"
+    command = next((one.get("command") for one in rows(data, "spec.template.spec.containers")), None)
+    words = [str(word) for word in command] if isinstance(command, list) else []
+    if words[: len(RUN)] != list(RUN) or not list(_flag(data, "--index-from")):
+        return [
+            (
+                key,
+                "it does not run the lab of its index",
+                f"write {' '.join(RUN)} LABS --index-from={cluster.INDEX}",
+                ERROR,
+            )
+        ]
+    named = [word for word in words[len(RUN) :] if not word.startswith("-")]
+    found = [(key, f"no lab is called {name}", "leave it out", ERROR) for name in named if name not in labs]
+    found += [
+        (key, f"lab {name} is missing", "add it, and one to completions", ERROR) for name in labs if name not in named
+    ]
+    if at(data, "spec.completions") != len(named):
+        found.append(
+            (
+                "spec.completions",
+                f"it is {at(data, 'spec.completions')}, and {len(named)} labs are named",
+                f"write {len(named)}",
+                ERROR,
+            )
+        )
+    return found
+
+
+RUN = ("python", "-m", "labs", "run")
+
+
+def _flag(data: Any, name: str) -> Iterator[str]:
+    for one in rows(data, "spec.template.spec.containers"):
+        for word in one.get("command") if isinstance(one.get("command"), list) else []:
+            if str(word).startswith(f"{name}="):
+                yield str(word).partition("=")[2]
+
+
+# ------------------------------------------------------------------------------------------------ secrets
+
+
+def find_secrets(document: Document) -> Iterator[Finding]:
+    """Values that look like secrets; they are not shown."""
+    for key, name, value in _texts(document.data, "", ""):
+        named = cluster.SECRET_NAME.search(name) and name not in NO_SECRET
+        if value and (named or LOOKS_SECRET.search(value)):
+            yield Finding(
+                document.file,
+                document.line(key),
+                key,
+                "a secret would stand here for everybody who reads the file",
+                f"put it into the Secret {cluster.SECRET} (the first lines of values.yaml)",
+            )
+
+
+def _texts(data: Any, above: str, name: str) -> Iterator[tuple[str, str, str]]:
+    """Each text of a document: its path, the name it stands at, itself. A variable of ``env`` has its name beside."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            whose = (
+                str(data["name"])
+                if key == "value" and isinstance(data.get("name"), str)
+                else name
+                if key == "value"
+                else str(key)
+            )
+            yield from _texts(value, f"{above}.{key}".lstrip("."), whose)
+    elif isinstance(data, list):
+        for number, value in enumerate(data):
+            yield from _texts(value, f"{above}.{number}", name)
+    elif isinstance(data, str):
+        yield above, name, data
