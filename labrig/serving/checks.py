@@ -10,6 +10,7 @@ import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -283,38 +284,40 @@ def check_object(
     for one, where in wrong.items():
         what = one.what if len(where) == len(versions) else f"{one.what} (Kubernetes {', '.join(where)})"
         yield Finding(one.file, one.line, one.key, what, one.fix)
-    if data["kind"] == "Job":
+    if data["kind"] == "Job" and data["apiVersion"].startswith("batch/"):
         yield from rules.check_job(document, offered, labs)
 
 
 def _by_kubernetes(document: Document, version: str) -> Iterator[Finding]:
     """All errors of one version: kubernetes-validate itself stops at the first."""
+    kind, group = document.data["kind"], document.data["apiVersion"]
+    try:
+        validator = _validator(kind, group, version)
+    except OSError:
+        what = f"there is no {kind[:60]} of {group[:60]}"
+        yield Finding(document.file, document.line("kind"), "kind", what, "correct kind or apiVersion")
+        return
+    for wrong in itertools.islice(validator.iter_errors(document.data), MOST):
+        yield from _of_error(document, wrong)
+
+
+@cache
+def _validator(kind: str, group: str, version: str) -> Any:
+    """Of an object, by the strict schemas that kubernetes-validate has. Raises OSError where it has none."""
     from jsonschema import Draft202012Validator
     from kubernetes_validate import utils
     from referencing import Registry, Resource
 
-    kind, group = document.data["kind"], document.data["apiVersion"]
     # As it names its files: batch/v1 is batch-v1, rbac.authorization.k8s.io/v1 is rbac-v1.
     first, _, last = group.partition("/")
     name = f"{kind.lower()}-{first.split('.')[0]}-{last}.json" if last else f"{kind.lower()}-{first}.json"
+    if "/" in name:
+        raise FileNotFoundError(name)
     folder = f"kubernetes-json-schema/v{version}.0-local-strict"
-    try:
-        if "/" in name:
-            raise FileNotFoundError(name)
-        schema = utils.schema_contents(f"{folder}/{name}", version)
-        definitions = utils.schema_contents(f"{folder}/_definitions.json", version)
-    except OSError:
-        yield Finding(
-            document.file,
-            document.line("kind"),
-            "kind",
-            f"there is no {kind[:60]} of {group[:60]}",
-            "correct kind or apiVersion",
-        )
-        return
+    schema = utils.schema_contents(f"{folder}/{name}", version)
+    definitions = utils.schema_contents(f"{folder}/_definitions.json", version)
     registry = Resource.from_contents(definitions) @ (Resource.from_contents(schema) @ Registry())
-    for wrong in itertools.islice(Draft202012Validator(schema, registry=registry).iter_errors(document.data), MOST):
-        yield from _of_error(document, wrong)
+    return Draft202012Validator(schema, registry=registry)
 
 
 # ------------------------------------------------------------------------------------------------ jupyterhub_config.py

@@ -6,7 +6,7 @@ A profile of the chart and a Job's pod become one shape, so that one rule speaks
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from labrig.serving import Offer, cluster, settings
 from labrig.serving.documents import Document
 
 ERROR, WARNING = "error", "warning"
+AGAIN = "render it again (invoke serve --cluster)"
 DAY = 24 * 3600
 DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 # Suffixes of Kubernetes (resource.Quantity), and of JupyterHub (traitlets.ByteSpecification), whose M is 2**20.
@@ -327,7 +328,7 @@ def _gpu(pod: Pod, offer: Offer) -> Found:
             yield (
                 "terms",
                 f"nothing takes {offer.target} to nodes {why}: no {label}",
-                "render it again (invoke serve --cluster)",
+                AGAIN,
             )
 
 
@@ -343,111 +344,58 @@ def _nodes(pod: Pod, offer: Offer) -> Found:
 
 # ------------------------------------------------------------------------------------------------ values
 
+Row = tuple[str, str, str]  # a key, what is wrong, what to do
+NOBODY = (None, "dummy", "null", "jupyterhub.auth.DummyAuthenticator", "jupyterhub.auth.NullAuthenticator")
+NOT_PULLED = "images are not on the nodes before students are: a first start takes minutes, or times out"
+# One key, what of it is wrong, in words, and what to do.
+OF_VALUES: tuple[tuple[str, Callable[[Any], bool], str, str], ...] = (
+    ("prePuller.hook.enabled", lambda value: value is False, NOT_PULLED, "write true"),
+    ("prePuller.continuous.enabled", lambda value: value is False, NOT_PULLED, "write true"),
+    ("prePuller.pullProfileListImages", lambda value: value is False, NOT_PULLED, "write true"),
+    ("singleuser.networkPolicy.enabled", lambda value: value is False,
+     "students reach each other, the cluster and its metadata", "write true"),
+    ("singleuser.networkPolicy.egressAllowRules.cloudMetadataServer", lambda value: value is True,
+     "students can read the cloud's credentials of the node", "write false"),
+    ("singleuser.storage.type", lambda value: value == "none", "what students write is gone when their server stops",
+     "write dynamic"),
+    ("singleuser.storage.homeMountPath", lambda value: value != image.WORK,
+     f"students work in {image.WORK}, which is not kept", f"write {image.WORK}"),
+    ("hub.config.JupyterHub.authenticator_class", lambda value: value in NOBODY, "anybody comes in, or nobody",
+     "name an authenticator's class"),
+)  # fmt: skip
+
 
 def check_values(document: Document, offers: Sequence[Offer], told: settings.Settings) -> Iterator[Finding]:
     """What is wrong with values, beyond the chart's own schema."""
-    found: list[tuple[str, str, str, str]] = []
+    data = document.data
+    found: list[Row] = []
     for pod in profiles(document):
         yield from check_pod(pod, offers)
         if pod.command != list(cluster.COMMAND):
-            found.append(
-                (pod.at["command"], "it does not start the labs' JupyterLab", f"write {list(cluster.COMMAND)}", ERROR)
-            )
-    data = document.data
-    for rule in (_culling, _pullers, _network, _storage, _login):
-        found += rule(data, told)
-    for key, what, fix, level in found:
-        yield Finding(document.file, document.line(key), key, what, fix, level)
-
-
-Rows = list[tuple[str, str, str, str]]
-
-
-def _culling(data: Any, told: settings.Settings) -> Rows:
-    wanted = told.student.idle * 60
-    level = WARNING if (not wanted or wanted > DAY) else ERROR  # serve.toml says it on purpose
-    if at(data, "cull.enabled") is False:
-        return [("cull.enabled", "servers run, and hold memory, until somebody stops them", "write true", level)]
-    timeout = at(data, "cull.timeout")
-    if isinstance(timeout, int) and timeout > DAY:
-        return [("cull.timeout", f"an idle server is kept for {timeout / 3600:g} hours", f"write at most {DAY}", level)]
-    return []
-
-
-def _pullers(data: Any, told: settings.Settings) -> Rows:
-    return [
-        (
-            key,
-            "images are not on the nodes before students are; a first start takes minutes, or times out",
-            "write true",
-            ERROR,
-        )
-        for key in ("prePuller.hook.enabled", "prePuller.continuous.enabled", "prePuller.pullProfileListImages")
-        if at(data, key) is False
-    ]
-
-
-def _network(data: Any, told: settings.Settings) -> Rows:
-    found: Rows = []
-    if at(data, "singleuser.networkPolicy.enabled") is False:
-        found.append(
-            (
-                "singleuser.networkPolicy.enabled",
-                "students reach each other, the cluster and its metadata",
-                "write true",
-                ERROR,
-            )
-        )
-    if at(data, "singleuser.networkPolicy.egressAllowRules.cloudMetadataServer") is True:
-        found.append(
-            (
-                "singleuser.networkPolicy.egressAllowRules.cloudMetadataServer",
-                "students can read the cloud's credentials of the node",
-                "write false",
-                ERROR,
-            )
-        )
+            found.append((pod.at["command"], "it does not start the labs' JupyterLab", f"write {[*cluster.COMMAND]}"))
+    found += [(key, what, fix) for key, is_wrong, what, fix in OF_VALUES if is_wrong(at(data, key))]
     if at(data, "ingress.enabled") and not at(data, "ingress.tls"):
-        found.append(("ingress.tls", "passwords cross the network unencrypted", "name hosts and a secretName", ERROR))
-    return found
+        found.append(("ingress.tls", "passwords cross the network unencrypted", "name hosts and a secretName"))
+    yield from name(document, found)
+    kept = told.student.idle == 0 or told.student.idle * 60 > DAY  # serve.toml says it on purpose
+    yield from name(document, _culling(data), WARNING if kept else ERROR)
+    if at(data, "hub.config.JupyterHub.authenticator_class") == settings.SHARED:
+        shared = "one password for all: whoever knows it is any student they say they are"
+        fix = "for more than a first hour name an authenticator's class"
+        yield from name(document, [("hub.config.JupyterHub.authenticator_class", shared, fix)], WARNING)
 
 
-def _storage(data: Any, told: settings.Settings) -> Rows:
-    if (kind := at(data, "singleuser.storage.type")) == "none":
-        return [
-            (
-                "singleuser.storage.type",
-                f"it is {kind}: what students write is gone when their server stops",
-                "write dynamic",
-                ERROR,
-            )
-        ]
-    if (place := at(data, "singleuser.storage.homeMountPath")) != image.WORK:
-        return [
-            (
-                "singleuser.storage.homeMountPath",
-                f"students work in {image.WORK}, which is not kept ({place} is)",
-                f"write {image.WORK}",
-                ERROR,
-            )
-        ]
-    return []
+def name(document: Document, found: Iterable[Row], level: str = ERROR) -> Iterator[Finding]:
+    """Rows as findings, with the line of their keys."""
+    return (Finding(document.file, document.line(key), key, what, fix, level) for key, what, fix in found)
 
 
-def _login(data: Any, told: settings.Settings) -> Rows:
-    key, name = "hub.config.JupyterHub.authenticator_class", at(data, "hub.config.JupyterHub.authenticator_class")
-    if name in (None, "dummy", "null", "jupyterhub.auth.DummyAuthenticator", "jupyterhub.auth.NullAuthenticator"):
-        return [(key, f"{name or 'nothing'}: anybody comes in, or nobody", "name an authenticator's class", ERROR)]
-    if name == settings.SHARED:
-        return [
-            (
-                key,
-                "one password for all: whoever knows it is any student they say they are",
-                "for more than a first hour name an authenticator's class",
-                WARNING,
-            )
-        ]
-    return []
+def _culling(data: Any) -> Iterator[Row]:
+    timeout = at(data, "cull.timeout")
+    if at(data, "cull.enabled") is False:
+        yield "cull.enabled", "servers run, and hold memory, until somebody stops them", "write true"
+    elif isinstance(timeout, int) and timeout > DAY:
+        yield "cull.timeout", f"an idle server is kept for {timeout / 3600:g} hours", f"write at most {DAY}"
 
 
 def check_hub(document: Document, offers: Sequence[Offer], chart: str, hub: str) -> Iterator[Finding]:
@@ -455,22 +403,12 @@ def check_hub(document: Document, offers: Sequence[Offer], chart: str, hub: str)
     key = "singleuser.profileList"
     for offer in offers:
         if not offer.hub:
-            yield Finding(
-                document.file,
-                document.line(key),
-                key,
-                f"the image of {offer.target} has no jupyterhub, so no hub can start it",
-                f"add jupyterhub to its packages, invoke lock and publish --target={offer.target}",
-            )
+            what = f"the image of {offer.target} has no jupyterhub, so no hub can start it"
+            fix = f"add jupyterhub to its packages, invoke lock and publish --target={offer.target}"
+            yield from name(document, [(key, what, fix)])
         elif offer.hub.split(".")[0] != hub.split(".")[0]:
-            yield Finding(
-                document.file,
-                document.line(key),
-                key,
-                f"the hub of {chart} is jupyterhub {hub}, the image of {offer.target} has {offer.hub}: {MEASURED}",
-                "try a login before the course does",
-                WARNING,
-            )
+            what = f"the hub of {chart} is jupyterhub {hub}, the image of {offer.target} has {offer.hub}: {MEASURED}"
+            yield from name(document, [(key, what, "try a login before the course does")], WARNING)
 
 
 MEASURED = "another major version, and not tried together"
@@ -478,122 +416,73 @@ MEASURED = "another major version, and not tried together"
 
 # ------------------------------------------------------------------------------------------------ Jobs
 
+OF_JOBS: tuple[tuple[str, Callable[[Any], bool], str, str], ...] = (
+    ("spec.template.spec.restartPolicy", lambda value: value != "Never",
+     "a failed lab is run in the same pod again, and podFailurePolicy does not count it", "write Never"),
+    ("spec.completionMode", lambda value: value != "Indexed", "pods get no index, so no pod has a lab", "write Indexed"),
+    ("spec.backoffLimitPerIndex", lambda value: not isinstance(value, int),
+     "retries are shared: a lab that fails takes them from the others", "write 1"),
+    ("spec.podFailurePolicy", lambda value: not value,
+     "a drained node counts as a failed lab, and a missed gate is tried again", AGAIN),
+    ("spec.activeDeadlineSeconds", lambda value: not isinstance(value, int),
+     "a Job that no node can take waits for ever", "write seconds"),
+    ("spec.ttlSecondsAfterFinished", lambda value: not isinstance(value, int), "finished pods stay for ever",
+     "write seconds"),
+)  # fmt: skip
+
 
 def check_job(document: Document, offers: Sequence[Offer], labs: Sequence[str]) -> Iterator[Finding]:
     """What is wrong with a Job of labs, beyond Kubernetes' own schema."""
+    data = document.data
     for pod in workers(document):
         yield from check_pod(pod, offers)
-    found: Rows = []
-    for rule in (_retries, _results):
-        found += rule(document.data)
-    found += _labs(document.data, labs)
-    for key, what, fix, level in found:
-        yield Finding(document.file, document.line(key), key, what, fix, level)
+    yield from name(document, [row[:1] + row[2:] for row in OF_JOBS if row[1](at(data, row[0]))])
+    most, many = at(data, "spec.maxFailedIndexes"), at(data, "spec.completions")
+    if isinstance(most, int) and isinstance(many, int) and most < many:
+        what = "labs that fail end the Job before the others have run"
+        yield from name(document, [("spec.maxFailedIndexes", what, f"write {many}")])
+    yield from name(document, _results(data))
+    yield from name(document, _labs(data, labs))
 
 
-def _retries(data: Any) -> Rows:
-    found: Rows = []
-
-    def require(path: str, holds: Callable[[Any], bool], what: str, fix: str) -> None:
-        if not holds(at(data, path)):
-            found.append((path, what, fix, ERROR))
-
-    is_number: Callable[[Any], bool] = lambda value: isinstance(value, int)  # noqa: E731
-    require(
-        "spec.template.spec.restartPolicy",
-        lambda value: value == "Never",
-        "a failed lab is run in the same pod again, and podFailurePolicy does not count it",
-        "write Never",
-    )
-    require(
-        "spec.completionMode",
-        lambda value: value == "Indexed",
-        "pods get no index, so all run the first lab",
-        "write Indexed",
-    )
-    require(
-        "spec.backoffLimitPerIndex",
-        is_number,
-        "retries are shared: a lab that fails takes them from the others",
-        "write 1",
-    )
-    require(
-        "spec.maxFailedIndexes",
-        lambda value: not is_number(value) or value >= (at(data, "spec.completions") or 0),
-        "labs that fail end the Job before the others have run",
-        "write the number of labs",
-    )
-    require(
-        "spec.podFailurePolicy",
-        bool,
-        "a drained node counts as a failed lab, and a missed gate is tried again",
-        "render it again (invoke serve --cluster)",
-    )
-    require("spec.activeDeadlineSeconds", is_number, "a Job that no node can take waits for ever", "write seconds")
-    require("spec.ttlSecondsAfterFinished", is_number, "finished pods stay for ever", "write seconds")
-    return found
-
-
-def _results(data: Any) -> Rows:
+def _results(data: Any) -> Iterator[Row]:
     spec = table(data, "spec.template.spec")
     claims = [one.get("name") for one in rows(spec, "volumes") if at(one, "persistentVolumeClaim.claimName")]
-    mounted = [
-        place.get("mountPath")
-        for one in rows(spec, "containers")
-        for place in rows(one, "volumeMounts")
-        if place.get("name") in claims
-    ]
-    folder = next(iter(_flag(data, "--documents")), "")
-    if not folder or not any(str(folder).startswith(f"{str(place).rstrip('/')}/") for place in mounted):
-        return [
-            (
-                "spec.template.spec.volumes",
-                f"no claim is mounted where the documents go ({folder or 'nowhere'}): they are lost with the pod",
-                f"mount a persistentVolumeClaim at {cluster.RESULTS}",
-                ERROR,
-            )
-        ]
-    return []
+    places = [place for one in rows(spec, "containers") for place in rows(one, "volumeMounts")]
+    kept = [str(place.get("mountPath")).rstrip("/") for place in places if place.get("name") in claims]
+    folder = _flag(_command(data), "--documents")
+    if not any(folder == place or folder.startswith(f"{place}/") for place in kept):
+        what = f"no claim is mounted where the documents go ({folder or 'nowhere'}): they are lost with the pod"
+        yield "spec.template.spec.volumes", what, f"mount a persistentVolumeClaim at {cluster.RESULTS}"
 
 
-def _labs(data: Any, labs: Sequence[str]) -> Rows:
-    key = "spec.template.spec.containers.0.command"
-    command = next((one.get("command") for one in rows(data, "spec.template.spec.containers")), None)
-    words = [str(word) for word in command] if isinstance(command, list) else []
-    if words[: len(RUN)] != list(RUN) or not list(_flag(data, "--index-from")):
-        return [
-            (
-                key,
-                "it does not run the lab of its index",
-                f"write {' '.join(RUN)} LABS --index-from={cluster.INDEX}",
-                ERROR,
-            )
-        ]
+def _labs(data: Any, labs: Sequence[str]) -> Iterator[Row]:
+    key, words = "spec.template.spec.containers.0.command", _command(data)
+    if words[: len(RUN)] != list(RUN) or not _flag(words, "--index-from"):
+        yield key, "it does not run the lab of its index", f"write {' '.join(RUN)} LABS --index-from={cluster.INDEX}"
+        return
     named = [word for word in words[len(RUN) :] if not word.startswith("-")]
-    found = [(key, f"no lab is called {name}", "leave it out", ERROR) for name in named if name not in labs]
-    found += [
-        (key, f"lab {name} is missing", "add it, and one to completions", ERROR) for name in labs if name not in named
-    ]
-    if at(data, "spec.completions") != len(named):
-        found.append(
-            (
-                "spec.completions",
-                f"it is {at(data, 'spec.completions')}, and {len(named)} labs are named",
-                f"write {len(named)}",
-                ERROR,
-            )
-        )
-    return found
+    for lab in named:
+        if lab not in labs:
+            yield key, f"no lab is called {lab}", "leave it out"
+    for lab in labs:
+        if lab not in named:
+            yield key, f"lab {lab} is missing", "add it, and one to completions"
+    if (many := at(data, "spec.completions")) != len(named):
+        yield "spec.completions", f"it is {many}, and {len(named)} labs are named", f"write {len(named)}"
 
 
 RUN = ("python", "-m", "labs", "run")
 
 
-def _flag(data: Any, name: str) -> Iterator[str]:
-    for one in rows(data, "spec.template.spec.containers"):
-        for word in one.get("command") if isinstance(one.get("command"), list) else []:
-            if str(word).startswith(f"{name}="):
-                yield str(word).partition("=")[2]
+def _command(data: Any) -> list[str]:
+    """The words of the first container's command."""
+    found = next((one.get("command") for one in rows(data, "spec.template.spec.containers")), None)
+    return [str(word) for word in found] if isinstance(found, list) else []
+
+
+def _flag(words: Sequence[str], flag: str) -> str:
+    return next((word.partition("=")[2] for word in words if word.startswith(f"{flag}=")), "")
 
 
 # ------------------------------------------------------------------------------------------------ secrets
@@ -601,32 +490,23 @@ def _flag(data: Any, name: str) -> Iterator[str]:
 
 def find_secrets(document: Document) -> Iterator[Finding]:
     """Values that look like secrets; they are not shown."""
-    for key, name, value in _texts(document.data, "", ""):
-        named = cluster.SECRET_NAME.search(name) and name not in NO_SECRET
+    what = "a secret would stand here for everybody who reads the file"
+    fix = f"put it into the Secret {cluster.SECRET} (the first lines of {cluster.VALUES})"
+    for key, whose, value in _texts(document.data, "", ""):
+        named = cluster.SECRET_NAME.search(whose) and whose not in NO_SECRET
         if value and (named or LOOKS_SECRET.search(value)):
-            yield Finding(
-                document.file,
-                document.line(key),
-                key,
-                "a secret would stand here for everybody who reads the file",
-                f"put it into the Secret {cluster.SECRET} (the first lines of values.yaml)",
-            )
+            yield from name(document, [(key, what, fix)])
 
 
-def _texts(data: Any, above: str, name: str) -> Iterator[tuple[str, str, str]]:
-    """Each text of a document: its path, the name it stands at, itself. A variable of ``env`` has its name beside."""
+def _texts(data: Any, above: str, whose: str) -> Iterator[tuple[str, str, str]]:
+    """Each text of a document: its path, the name it stands at, itself. What stands at ``value`` has the name of the
+    variable: beside it, or above it."""
     if isinstance(data, Mapping):
+        beside = str(data.get("name") or whose)
         for key, value in data.items():
-            whose = (
-                str(data["name"])
-                if key == "value" and isinstance(data.get("name"), str)
-                else name
-                if key == "value"
-                else str(key)
-            )
-            yield from _texts(value, f"{above}.{key}".lstrip("."), whose)
+            yield from _texts(value, f"{above}.{key}".lstrip("."), beside if key == "value" else str(key))
     elif isinstance(data, list):
         for number, value in enumerate(data):
-            yield from _texts(value, f"{above}.{number}", name)
+            yield from _texts(value, f"{above}.{number}", whose)
     elif isinstance(data, str):
-        yield above, name, data
+        yield above, whose, data

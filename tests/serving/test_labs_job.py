@@ -20,7 +20,7 @@ from labrig.serving import cluster, rules
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 ROOT = Path(__file__).parents[2]
-SPOILT = 'from labs import harness\nlab = harness.start("Spoilt")\nraise RuntimeError("no such thing")\n'
+SPOILT = 'import harness\nlab = harness.start("Spoilt")\nraise RuntimeError("no such thing")\n'
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,13 @@ def claim(tmp_path: Path) -> Iterator[Path]:
 
 
 def run_pod(
-    job: dict[str, Any], reference: str, claim: Path, index: int, *, change: Sequence[tuple[str, str]] = (), labs: Path | None = None
+    job: dict[str, Any],
+    reference: str,
+    claim: Path,
+    index: int,
+    *,
+    change: Sequence[tuple[str, str]] = (),
+    labs: Path | None = None,
 ) -> tuple[int, str]:
     """Run the pod of an index as Kubernetes would: everything that is set comes from the manifest."""
     spec = job["spec"]["template"]["spec"]
@@ -61,7 +67,9 @@ def run_pod(
     words = one["command"]
     for old, new in change:
         words = [new if word == old else word for word in words]
-    binds = {str(claim): {"bind": at, "mode": "rw"} for at, volume in places.items() if "persistentVolumeClaim" in volume}
+    binds = {
+        str(claim): {"bind": at, "mode": "rw"} for at, volume in places.items() if "persistentVolumeClaim" in volume
+    }
     if labs:
         binds[str(labs)] = {"bind": f"{image.LABS}/labs/{labs.name}", "mode": "ro"}
     with daemon.connect() as client:

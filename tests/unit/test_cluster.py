@@ -14,7 +14,7 @@ import yaml
 
 from labrig import image, matrix
 from labrig.errors import UsageError
-from labrig.serving import cluster, settings
+from labrig.serving import checks, cluster, documents, settings
 
 OAUTH = "oauthenticator.github.GitHubOAuthenticator"
 
@@ -62,7 +62,11 @@ def holds(term: list[dict[str, Any]], labels: dict[str, str]) -> bool:
     """Whether a node of these labels is selected, as the scheduler decides (kubernetes.io/docs, node affinity)."""
     return all(
         one["key"] in labels
-        and (labels[one["key"]] in one["values"] if one["operator"] == "In" else int(labels[one["key"]]) > int(one["values"][0]))
+        and (
+            labels[one["key"]] in one["values"]
+            if one["operator"] == "In"
+            else int(labels[one["key"]]) > int(one["values"][0])
+        )
         for one in term
     )
 
@@ -72,14 +76,29 @@ def test_nodes_are_those_on_which_the_image_runs(root: Path, target: str) -> Non
     """Against the tables' own answer, for every card that they know and drivers around the lowest."""
     offer = next(one for one in offered.offered(root) if one.target == target)
     lowest = tuple(map(int, offer.min_driver.split(".")))
-    drivers = {"470.42.01", "525.60.12", "525.60.13", "525.60.14", "525.59.99", "525.61.0", "579.99.99", "580.0.0", "580.65.6", "610.1.1"}
+    drivers = {
+        "470.42.01",
+        "525.60.12",
+        "525.60.13",
+        "525.60.14",
+        "525.59.99",
+        "525.61.0",
+        "579.99.99",
+        "580.0.0",
+        "580.65.6",
+        "610.1.1",
+    }
     cards = sorted({row["cc"] for row in matrix.read_table(matrix.DATA / "gpus.tsv")})
     taken = 0
     for card, driver in itertools.product(cards, drivers):
         major, minor = map(int, card.split("."))
         runs = any(int(one.split(".")[0]) == major and int(one.split(".")[1]) <= minor for one in offer.capabilities)
         numbers = driver.split(".")
-        labels = {cluster.MAJOR: str(major), cluster.MINOR: str(minor), **dict(zip(cluster.DRIVER, numbers, strict=True))}
+        labels = {
+            cluster.MAJOR: str(major),
+            cluster.MINOR: str(minor),
+            **dict(zip(cluster.DRIVER, numbers, strict=True)),
+        }
         expected = runs and tuple(map(int, numbers)) >= lowest
         assert any(holds(term, labels) for term in cluster.select_nodes(offer)) == expected, (card, driver)
         taken += expected
@@ -94,11 +113,10 @@ def test_a_cpu_image_goes_anywhere_of_its_machine(root: Path) -> None:
 
 def test_the_pod_that_kubespawner_makes_of_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real KubeSpawner with what the chart hands on, for the GPU's profile."""
+    from kubernetes_asyncio.client import ApiClient
     from kubespawner import KubeSpawner
     from kubespawner import spawner as module
     from traitlets.config import Config
-
-    async def nothing(**_: Any) -> None: ...
 
     monkeypatch.setattr(module, "load_config", lambda **_: None)  # there is no cluster to find
     monkeypatch.setattr(module, "shared_client", lambda *_: None)
@@ -116,22 +134,27 @@ def test_the_pod_that_kubespawner_makes_of_it(root: Path, monkeypatch: pytest.Mo
         spawner = KubeSpawner(config=Config(KubeSpawner=handed), _mock=True)
         spawner.user_options = {"profile": "cuda"}
         await spawner.load_user_options()
-        spawner.get_env = dict
-        return await spawner.get_pod_manifest()
+        spawner.get_env = dict  # no server listens yet that it could name
+        async with ApiClient() as api:
+            return api.sanitize_for_serialization(await spawner.get_pod_manifest())
 
-    pod = asyncio.run(make()).to_dict() if hasattr(asyncio.run(make()), "to_dict") else asyncio.run(make())
-    spec = pod["spec"]
-    one = spec["containers"][0]
-    assert one["image"] == offered.offered(root)[1].reference
-    assert list(one["args"]) == list(cluster.COMMAND)
-    assert one["working_dir"] == str(image.LABS)
-    context = one["security_context"]
-    assert (context["runAsUser"] if "runAsUser" in context else context["run_as_user"]) == image.UID
-    assert one["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert int(one["resources"]["limits"]["memory"]) == settings.Student().memory
-    assert {mount["mountPath"] for mount in one["volume_mounts"]} >= {"/dev/shm", image.HOME, "/tmp"}
-    terms = spec["affinity"]["node_affinity"]["required_during_scheduling_ignored_during_execution"]["node_selector_terms"]
-    assert len(terms) == len(cluster.select_nodes(offered.offered(root)[1]))
+    pod = asyncio.run(make())
+    offer = offered.offered(root)[1]
+    document = documents.Document("pod.yaml", {**pod, "kind": "Pod", "apiVersion": "v1"})
+    assert not list(checks.check_object(document, (), (), checks.supported("1.32")))
+    one = pod["spec"]["containers"][0]
+    assert one["image"] == offer.reference
+    assert one["args"] == list(cluster.COMMAND)
+    assert one["workingDir"] == str(image.LABS)
+    assert one["securityContext"] == {
+        "runAsUser": image.UID, "runAsGroup": image.GID, "runAsNonRoot": True, "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
+    }  # fmt: skip
+    assert pod["spec"]["securityContext"]["fsGroup"] == image.GID
+    assert one["resources"]["limits"] == {"cpu": 1.0, "memory": settings.Student().memory, "nvidia.com/gpu": "1"}
+    assert {mount["mountPath"] for mount in one["volumeMounts"]} == {"/dev/shm", image.HOME, "/tmp"}
+    required = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert [term["matchExpressions"] for term in required["nodeSelectorTerms"]] == cluster.select_nodes(offer)
 
 
 def test_secrets_are_references_to_a_secret_of_the_cluster(root: Path) -> None:
@@ -147,7 +170,10 @@ def test_secrets_are_references_to_a_secret_of_the_cluster(root: Path) -> None:
     assert data["config"]["Authenticator"] == {"allowed_users": ["ada"], "admin_users": ["teacher"]}
     reference = data["extraEnv"]["LABRIG_CLIENT_SECRET"]["valueFrom"]["secretKeyRef"]
     assert reference == {"name": "labrig-hub", "key": "client_secret"}
-    assert 'c.GitHubOAuthenticator.client_secret = os.environ["LABRIG_CLIENT_SECRET"]' in data["extraConfig"]["labrig-secrets"]
+    assert (
+        'c.GitHubOAuthenticator.client_secret = os.environ["LABRIG_CLIENT_SECRET"]'
+        in data["extraConfig"]["labrig-secrets"]
+    )
     assert '--from-file=client_secret=<(printf %s "$GITHUB_SECRET")' in text
     assert "one password for all" not in text
 
@@ -192,7 +218,13 @@ def test_texts_of_people_stay_texts(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [{}, {"cluster": True}, {"check": True, "cluster": True, "output": "x"}, {"cluster": True, "output": "x", "chart": "y"}]
+    "flags",
+    [
+        {},
+        {"cluster": True},
+        {"check": True, "cluster": True, "output": "x"},
+        {"cluster": True, "output": "x", "chart": "y"},
+    ],
 )
 def test_flags_that_do_not_say_which_are_refused(flags: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="say which"):
