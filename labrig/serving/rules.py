@@ -419,7 +419,7 @@ MEASURED = "another major version, and not tried together"
 OF_JOBS: tuple[tuple[str, Callable[[Any], bool], str, str], ...] = (
     ("spec.template.spec.restartPolicy", lambda value: value != "Never",
      "a failed lab is run in the same pod again, and podFailurePolicy does not count it", "write Never"),
-    ("spec.completionMode", lambda value: value != "Indexed", "pods get no index, so no pod has a lab", "write Indexed"),
+    ("spec.completionMode", lambda value: value != "Indexed", "pods get no index, so none has a lab", "write Indexed"),
     ("spec.backoffLimitPerIndex", lambda value: not isinstance(value, int),
      "retries are shared: a lab that fails takes them from the others", "write 1"),
     ("spec.podFailurePolicy", lambda value: not value,

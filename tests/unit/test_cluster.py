@@ -159,7 +159,8 @@ def test_the_pod_that_kubespawner_makes_of_it(root: Path, monkeypatch: pytest.Mo
 
 def test_secrets_are_references_to_a_secret_of_the_cluster(root: Path) -> None:
     told = parse(
-        f'[login]\nauthenticator = "{OAUTH}"\nusers = ["ada"]\nadmins = ["teacher"]\n[login.settings]\nclient_id = "id"\n'
+        f'[login]\nauthenticator = "{OAUTH}"\nusers = ["ada"]\nadmins = ["teacher"]\n'
+        '[login.settings]\nclient_id = "id"\n'
         'client_secret = "env:GITHUB_SECRET"\noauth_callback_url = "https://hub.example.edu/hub/oauth_callback"\n'
     )
     text = offered.files(root, told)["values.yaml"]
@@ -205,7 +206,8 @@ def test_what_a_cluster_cannot_do_is_said(root: Path, text: str, words: str) -> 
 def test_a_host_has_an_ingress_with_a_certificate(root: Path) -> None:
     found = values(root, parse('[cluster]\nhost = "hub.example.edu"\nstorage_class = "fast"\nresults = "docs"\n'))
     assert found["ingress"] == {
-        "enabled": True, "hosts": ["hub.example.edu"], "tls": [{"hosts": ["hub.example.edu"], "secretName": "labrig-hub-tls"}],
+        "enabled": True, "hosts": ["hub.example.edu"],
+        "tls": [{"hosts": ["hub.example.edu"], "secretName": "labrig-hub-tls"}],
     }  # fmt: skip
     assert found["singleuser"]["storage"]["dynamic"] == {"storageClass": "fast"}
     assert values(root)["ingress"] == {"enabled": False}

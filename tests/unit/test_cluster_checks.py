@@ -511,7 +511,8 @@ def test_a_hubs_configuration_is_read_and_not_run(root: Path, line: str, words: 
 def test_a_hubs_configuration_that_is_right_passes(root: Path) -> None:
     one = offered.offered(root)[0]
     text = (
-        f"c.JupyterHub.port = 8000\nc.DockerSpawner.allowed_images = {{'cpu': {one.config!r}, 'b': {one.reference!r}}}\n"
+        "c.JupyterHub.port = 8000\n"
+        f"c.DockerSpawner.allowed_images = {{'cpu': {one.config!r}, 'b': {one.reference!r}}}\n"
         "c.DockerSpawner.mem_limit = '2G'\nc.ConfigurableHTTPProxy.auth_token = read()\nx.y = 3\nc.a = 1\n"
     )
     assert not list(checks.check_config(text, checks.CONFIG, offered.offered(root)))
