@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,3 +235,36 @@ def test_texts_of_people_stay_texts(root: Path) -> None:
 def test_flags_that_do_not_say_which_are_refused(flags: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="say which"):
         cluster.is_check(**{"cluster": False, "check": False, "output": "", "chart": "", **flags})
+
+
+def test_the_task_writes_and_checks(root: Path, tmp_path: Path) -> None:
+    """As an admin does: write, check, break one thing, check again."""
+    shutil.copy(offered.ROOT / "tasks.py", root)
+    (root / "labrig").symlink_to(offered.ROOT / "labrig")
+
+    def invoke(*flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "invoke", "serve", *flags]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    folder = tmp_path / "cluster"
+    written = invoke("--cluster", f"--output={folder}")
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.split() == [str(folder / name) for name in offered.files(root)]
+    good = invoke("--check", f"--output={folder}")
+    assert good.returncode == 0, good.stderr
+    assert "0 errors" in good.stderr and "labrig's own table" in good.stderr
+    values = folder / "values.yaml"
+    values.write_text(
+        values.read_text().replace("  allowPrivilegeEscalation: false", "  alowPrivilegeEscalation: false")
+    )
+    bad = invoke("--check", f"--output={folder}", "--json")
+    assert bad.returncode == 6
+    found = [one for one in json.loads(bad.stdout)["findings"] if one["level"] == "error"]
+    assert [(one["file"], one["key"], one["fix"]) for one in found] == [
+        ("values.yaml", "singleuser.alowPrivilegeEscalation", "write allowPrivilegeEscalation")
+    ]
+    assert found[0]["line"] == values.read_text().split("alowPriv")[0].count("\n") + 1
+    assert invoke("--check", "--chart=/nowhere").returncode == 2
+    assert invoke("--cluster").returncode == 2
