@@ -125,7 +125,11 @@ def read_folder(folder: Path) -> dict[str, str]:
     Raises:
         UsageError: it is not there, or holds no values.yaml, or a file cannot be read.
     """
-    names = sorted(file.name for file in folder.glob("*") if file.suffix in (".yaml", ".yml") or file.name == CONFIG)
+    names = sorted(
+        file.name
+        for file in folder.glob("*")
+        if (file.suffix in (".yaml", ".yml") or file.name == CONFIG) and file.is_file()
+    )
     if cluster.VALUES not in names:
         raise UsageError(
             f"--output {folder} holds no {cluster.VALUES}",
@@ -170,32 +174,38 @@ def check_values(
 
 
 def _overrides(document: Document) -> Iterator[Finding]:
-    data = document.data
-    given = [
-        (f"hub.config.{owner}.{name}", owner, name, value)
-        for owner, inner in rules.table(data, "hub.config").items()
-        if isinstance(inner, dict)
-        for name, value in inner.items()
+    """What goes to the classes of JupyterHub: the tables of ``hub.config``, the profiles' overrides, and code."""
+    data, above = document.data, "singleuser.profileList"
+    chosen = _chosen(rules.at(data, "hub.config.JupyterHub.authenticator_class"))
+    classes = [(f"hub.config.{owner}", owner, inner) for owner, inner in rules.table(data, "hub.config").items()]
+    profiles = [
+        (f"{above}.{number}.kubespawner_override", "KubeSpawner", row.get("kubespawner_override"))
+        for number, row in enumerate(rules.rows(data, above))
     ]
-    for number, row in enumerate(rules.rows(data, "singleuser.profileList")):
-        key = f"singleuser.profileList.{number}.kubespawner_override"
-        given += [
-            (f"{key}.{name}", "KubeSpawner", name, value)
-            for name, value in rules.table(row, "kubespawner_override").items()
-        ]
-    for key, owner, name, value in given:
-        if wrong := traits.check_trait(owner, name, value):
-            yield Finding(document.file, document.line(key), key, *wrong[1:])
-    named = str(rules.at(data, "hub.config.JupyterHub.authenticator_class")).rpartition(".")[2]
-    for owner in rules.table(data, "hub.config"):
-        if not traits.is_known(owner) and owner != named:
-            fix = f"write {near}" if (near := traits.near(owner, [*traits.HOMES])) else "leave it out"
-            yield Finding(
-                document.file, document.line(f"hub.config.{owner}"), f"hub.config.{owner}", f"no class {owner}", fix
-            )
+    for key, owner, inner in classes + profiles:
+        if not traits.is_known(owner, chosen.get(owner, "")):
+            yield _unknown(document.file, document.line(key), key, owner, owner in chosen)
+            continue
+        for name, value in inner.items() if isinstance(inner, dict) else ():
+            if wrong := traits.check_trait(owner, name, value, chosen.get(owner, "")):
+                yield Finding(document.file, document.line(f"{key}.{name}"), f"{key}.{name}", *wrong[1:])
     for key, text in rules.table(data, "hub.extraConfig").items():
         where = f"hub.extraConfig.{key}"
-        yield from check_config(str(text), document.file, (), where, document.line(where))
+        yield from check_config(str(text), document.file, (), where, document.line(where), chosen)
+
+
+def _chosen(name: Any) -> dict[str, str]:
+    """The class of a site's authenticator, and its module."""
+    module, _, owner = str(name).rpartition(".")
+    return {owner: module} if module else {}
+
+
+def _unknown(file: str, line: int, key: str, owner: str, is_chosen: bool) -> Finding:
+    if is_chosen:
+        what = f"{owner} is not installed here, so its traits were not looked at"
+        return Finding(file, line, key, what, "install its package where you check", rules.WARNING)
+    near = traits.near(owner, [*traits.HOMES])
+    return Finding(file, line, key, f"no class {owner} is known", f"write {near}" if near else "leave it out")
 
 
 def _by_schema(document: Document, data: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Finding]:
@@ -323,30 +333,31 @@ def _validator(kind: str, group: str, version: str) -> Any:
 # ------------------------------------------------------------------------------------------------ jupyterhub_config.py
 
 
-def check_config(text: str, file: str, offered: Sequence[Offer], key: str = "", line: int = 0) -> Iterator[Finding]:
+def check_config(
+    text: str,
+    file: str,
+    offered: Sequence[Offer],
+    key: str = "",
+    line: int = 0,
+    chosen: Mapping[str, str] | None = None,
+) -> Iterator[Finding]:
     """A hub's configuration, as text: unknown classes and traits, values that do not fit, images that were not
-    published, secrets. It is not run.
+    published, secrets. It is not run. ``chosen``: classes that a site brings, and their modules, besides the
+    authenticator that the text names.
     """
     try:
         given = list(traits.assignments(text))
     except (SyntaxError, ValueError, RecursionError) as error:
-        yield Finding(
-            file, line + (getattr(error, "lineno", None) or 0), key, f"it is no Python: {str(error)[:120]}", "edit it"
-        )
+        number = getattr(error, "lineno", None) or 0
+        yield Finding(file, line + number, key, f"it is no Python: {str(error)[:120]}", "edit it")
         return
+    named = [_chosen(value) for _, _, name, value in given if name == "authenticator_class"]
+    homes = {owner: home for one in (chosen or {}, *named) for owner, home in one.items()}
     for number, owner, name, value in given:
         where = f"{key}: c.{owner}.{name}".lstrip(": ")
-        if not traits.is_known(owner):
-            near = traits.near(owner, [*traits.HOMES])
-            yield Finding(
-                file,
-                line + number,
-                where,
-                f"no class {owner} is known here",
-                f"write {near}" if near else "install it where it can be looked at, or leave it out",
-                ERROR if near else rules.WARNING,
-            )
-        elif wrong := traits.check_trait(owner, name, value):
+        if not traits.is_known(owner, homes.get(owner, "")):
+            yield _unknown(file, line + number, where, owner, owner in homes)
+        elif wrong := traits.check_trait(owner, name, value, homes.get(owner, "")):
             yield Finding(file, line + number, where, *wrong[1:])
         if cluster.SECRET_NAME.search(name) and isinstance(value, str) and value:
             yield Finding(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from labrig.errors import HostError, UsageError
 
-MOST = 1 << 19  # bytes; what is rendered has some thousand, and an object in Kubernetes holds 1 MiB at most
+MOST = 1 << 18  # bytes; what is rendered has some thousand, and an object in Kubernetes holds 1 MiB at most
 CHART_MOST = 1 << 22
+LEVELS = 60
 EXTRA = "make serve"
 
 
@@ -49,10 +50,7 @@ def read(text: str, file: str, *, most: int = MOST, aliases: bool = False) -> Do
     if len(text.encode(errors="replace")) > most:
         raise _wrong(file, f"it has more than {most >> 10} KiB", "name a file that a chart or a cluster takes")
     try:
-        if not aliases and (alias := next((e for e in yaml.parse(text) if isinstance(e, yaml.AliasEvent)), None)):
-            raise _wrong(
-                file, f"line {alias.start_mark.line + 1}: the alias *{alias.anchor}"[:120], "write the value out"
-            )
+        _require_plain(file, yaml.parse(text, yaml.SafeLoader), aliases=aliases)
         nodes = list(yaml.compose_all(text, yaml.SafeLoader))
         if len(nodes) > 1:
             raise _wrong(file, f"{len(nodes)} documents", "one file, one document")
@@ -62,11 +60,22 @@ def read(text: str, file: str, *, most: int = MOST, aliases: bool = False) -> Do
                 raise _wrong(file, f"{path} in lines {lines[path]} and {line}"[:200], "keep one of them")
             lines[path] = line
         data = yaml.load(text, yaml.SafeLoader)
-    except RecursionError:
-        raise _wrong(file, "too many levels", "name a file that a chart or a cluster takes") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise _wrong(file, " ".join(str(error).split())[:300], f"edit {file}") from None
     return Document(file, data, lines)
+
+
+def _require_plain(file: str, events: Iterable[Any], *, aliases: bool) -> None:
+    """Raises UsageError at the first alias where none may be, and where there are too many levels."""
+    depth = 0
+    for event in events:
+        where, kind = f"line {event.start_mark.line + 1}", type(event).__name__
+        if kind == "AliasEvent" and not aliases:
+            raise _wrong(file, f"{where}: the alias *{event.anchor}"[:120], "write the value out")
+        depth += kind in ("MappingStartEvent", "SequenceStartEvent")
+        depth -= kind in ("MappingEndEvent", "SequenceEndEvent")
+        if depth > LEVELS:
+            raise _wrong(file, f"{where}: more than {LEVELS} levels", "name a file that a chart or a cluster takes")
 
 
 def _wrong(file: str, found: str, fix: str) -> UsageError:

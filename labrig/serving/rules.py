@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labrig import image
+from labrig import image, matrix
 from labrig.serving import Offer, cluster, settings
 from labrig.serving.documents import Document
 
@@ -322,6 +322,11 @@ def _gpu(pod: Pod, offer: Offer) -> Found:
         return
     if not re.fullmatch(r"[1-9][0-9]*", pod.gpus):
         yield "gpus", f"{offer.target} needs a GPU and asks for none", f'write {cluster.GPU}: "1"'
+    cards = {row["cc"] for row in matrix.read_table(matrix.DATA / "gpus.tsv")}
+    stray = sorted((one for one in cards if _admits(pod, one) and not _runs(offer, one)), key=float)
+    if stray and any(cluster.MAJOR in str(term) for term in pod.terms):
+        what = f"it can come to nodes with a GPU of {', '.join(stray)}, for which {offer.target} has no code"
+        yield "terms", what, AGAIN
     told = [one for term in pod.terms for one in rows(term, "matchExpressions")]
     for label, why in ((cluster.MAJOR, "whose GPU the image has code for"), (cluster.DRIVER[0], "with its driver")):
         if label not in pod.labels and label not in [one.get("key") for one in told]:
@@ -330,6 +335,37 @@ def _gpu(pod: Pod, offer: Offer) -> Found:
                 f"nothing takes {offer.target} to nodes {why}: no {label}",
                 AGAIN,
             )
+
+
+def _runs(offer: Offer, card: str) -> bool:
+    """Whether an image has code for a GPU: of its major version, and no newer minor (labrig/data/README.md)."""
+    major, minor = card.split(".")
+    pairs = [one.split(".") for one in offer.capabilities]
+    return any(own == major and int(lowest) <= int(minor) for own, lowest in pairs)
+
+
+def _admits(pod: Pod, card: str) -> bool:
+    """Whether a node with a GPU of that capability can be taken; any term is enough, and all of it has to hold."""
+    labels = dict(zip((cluster.MAJOR, cluster.MINOR), card.split("."), strict=True))
+    terms = [[one for one in rows(term, "matchExpressions") if one.get("key") in labels] for term in pod.terms]
+    return any(all(_holds(one, labels[one["key"]]) for one in term) for term in terms)
+
+
+def _holds(one: Mapping[str, Any], label: str) -> bool:
+    """An expression of a node selector term (kubernetes.io/docs/concepts/scheduling-eviction/assign-pod-node)."""
+    listed = one.get("values")
+    values = [str(value) for value in listed] if isinstance(listed, list) else []
+    match one.get("operator"):
+        case "In":
+            return label in values
+        case "NotIn":
+            return label not in values
+        case "Gt" | "Lt" as operator if len(values) == 1 and values[0].isdecimal():
+            return int(label) > int(values[0]) if operator == "Gt" else int(label) < int(values[0])
+        case "Exists":
+            return True
+        case _:
+            return False
 
 
 def _nodes(pod: Pod, offer: Offer) -> Found:
@@ -407,11 +443,14 @@ def check_hub(document: Document, offers: Sequence[Offer], chart: str, hub: str)
             fix = f"add jupyterhub to its packages, invoke lock and publish --target={offer.target}"
             yield from name(document, [(key, what, fix)])
         elif offer.hub.split(".")[0] != hub.split(".")[0]:
-            what = f"the hub of {chart} is jupyterhub {hub}, the image of {offer.target} has {offer.hub}: {MEASURED}"
+            tried = "tried, and a login and a kernel worked" if (hub, offer.hub) == TRIED else "not tried together"
+            pair = f"the hub of {chart} is jupyterhub {hub}, {offer.target} has {offer.hub}"
+            what = f"{pair}, another major version: {tried}"
             yield from name(document, [(key, what, "try a login before the course does")], WARNING)
 
 
-MEASURED = "another major version, and not tried together"
+# Tried on 2026-11-27 with DockerSpawner and the image of cpu: a login (the hub's OAuth), JupyterLab's page, a kernel.
+TRIED = ("5.5.0", "6.1.1")
 
 
 # ------------------------------------------------------------------------------------------------ Jobs

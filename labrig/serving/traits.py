@@ -24,13 +24,14 @@ HOMES = {
 Wrong = tuple[str, str, str]  # the trait, what is wrong, what to do
 
 
-def check_trait(owner: str, name: str, value: Any = ...) -> Wrong | None:
+def check_trait(owner: str, name: str, value: Any = ..., home: str = "") -> Wrong | None:
     """What is wrong with ``c.OWNER.NAME = value``; ``value`` is left out where it is not known before it runs.
+    ``home`` is the module of a class that a site has chosen itself.
 
     Raises:
         HostError: the extra is not installed.
     """
-    known = _traits(owner)
+    known = _traits(owner, home)
     if known is None:
         return None
     if name not in known:
@@ -49,21 +50,22 @@ def check_trait(owner: str, name: str, value: Any = ...) -> Wrong | None:
     return None
 
 
-def is_known(owner: str) -> bool:
+def is_known(owner: str, home: str = "") -> bool:
     """Whether a class can be looked at here. Raises HostError as :func:`check_trait`."""
-    return _traits(owner) is not None
+    return _traits(owner, home) is not None
 
 
 @cache
-def _traits(owner: str) -> dict[str, Any] | None:
-    """The traits that a class lets be configured, by name; None for a class that is not known."""
-    if owner not in HOMES:
-        return None
+def _traits(owner: str, home: str) -> dict[str, Any] | None:
+    """The traits that a class lets be configured, by name; None for a class that is not known, or not installed."""
+    module = HOMES.get(owner, home)
     try:
-        found = getattr(importlib.import_module(HOMES[owner]), owner)
-    except ImportError as error:
-        raise documents.require_extra(error) from None
-    return dict(found.class_traits(config=True))
+        found: Any = getattr(importlib.import_module(module), owner) if module else None
+    except (ImportError, AttributeError) as error:
+        if owner in HOMES and isinstance(error, ImportError):
+            raise documents.require_extra(error) from None
+        return None
+    return dict(found.class_traits(config=True)) if hasattr(found, "class_traits") else None
 
 
 def assignments(text: str) -> Iterator[tuple[int, str, str, Any]]:

@@ -20,7 +20,7 @@ from labrig.serving import cluster, rules
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 ROOT = Path(__file__).parents[2]
-SPOILT = 'import harness\nlab = harness.start("Spoilt")\nraise RuntimeError("no such thing")\n'
+SPOILT = 'raise RuntimeError("no such thing")\n'
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import re
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from labrig.errors import HostError, UsageError, VerifyError
-from labrig.serving import chart, checks, cluster, settings, traits
+from labrig.serving import chart, checks, cluster, rules, settings, traits
 from labrig.serving.rules import Finding
 
 Change = Callable[[Any], object]
@@ -246,6 +247,12 @@ MUTATIONS: dict[str, tuple[str, Change, str, str]] = {
         f"{GPU}.node_affinity_required",
         "driver-version.major",
     ),
+    "a card without code": (
+        VALUES,
+        put(f"{GPU}.node_affinity_required.0.matchExpressions.0.values", ["6", "8"]),
+        f"{GPU}.node_affinity_required",
+        "a GPU of 6.0, 6.1",
+    ),
     "a cpu's gpu": (
         VALUES,
         put(f"{OVER}.extra_resource_limits", {cluster.GPU: "1"}),
@@ -433,6 +440,28 @@ def test_any_misspelt_key_is_named(key: str, data: st.DataObject) -> None:
     assert [one.what for one in found] == [f"unknown key {wrong}"]
 
 
+def test_a_sites_authenticator_is_looked_at_where_it_is_installed(root: Path) -> None:
+    login = settings.Login(authenticator="jupyterhub.auth.NullAuthenticator", settings={"any_allow_confg": True})
+    told = settings.Settings(login=login)
+    found = errors(check(root, offered.files(root, told), told))
+    assert "hub.config.NullAuthenticator.any_allow_confg" in [one.key for one in found]
+    told = settings.Settings(login=settings.Login(authenticator="nowhere.NoSuch", settings={"client_id": "a"}))
+    report = check(root, offered.files(root, told), told)
+    assert not errors(report)
+    said = next(one for one in report.findings if one.key == "hub.config.NoSuch")
+    assert said.level == "warning" and "not installed here" in said.what
+
+
+@pytest.mark.parametrize(("hub", "words"), [("5.5.0", "a login and a kernel worked"), ("4.1.0", "not tried together")])
+def test_another_major_version_of_the_hub_is_a_warning(root: Path, hub: str, words: str) -> None:
+    document = checks.documents.read("singleuser: {}\n", VALUES)
+    found = list(rules.check_hub(document, offered.offered(root), "chart 1", hub))
+    assert [(one.level, words in one.what) for one in found] == [("warning", True)] * 3
+    assert not list(rules.check_hub(document, offered.offered(root), "chart 1", "6.0.0"))
+    none = [replace(one, hub="") for one in offered.offered(root)]
+    assert {one.level for one in rules.check_hub(document, none, "chart 1", hub)} == {"error"}
+
+
 def test_what_serve_toml_says_on_purpose_is_a_warning(root: Path) -> None:
     told = settings.Settings(student=settings.Student(idle=0))
     report = check(root, offered.files(root, told), told)
@@ -452,7 +481,7 @@ BOMB = "a: &a [x, x, x, x]\n" + "".join(
         ("hub: {a: 1}\nhub: {b: 2}\n", "hub in lines 1 and 2"),
         ("a: 1\n---\nb: 2\n", "2 documents"),
         (BOMB, "the alias *a"),
-        ("a: 1\n" * 200_000, "512 KiB"),
+        ("a: 1\n" * 200_000, "256 KiB"),
         ("[" * 5000 + "]" * 5000, "levels"),
         ("- a\n- b\n", "it is a list"),
         ("", "it is nothing"),
