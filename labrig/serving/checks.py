@@ -182,9 +182,14 @@ def _overrides(document: Document) -> Iterator[Finding]:
         (f"{above}.{number}.kubespawner_override", "KubeSpawner", row.get("kubespawner_override"))
         for number, row in enumerate(rules.rows(data, above))
     ]
+    for owner in chosen:
+        if not traits.is_known(owner, chosen[owner]):
+            key = "hub.config.JupyterHub.authenticator_class"
+            yield _unknown(document.file, document.line(key), key, owner, is_chosen=True)
     for key, owner, inner in classes + profiles:
         if not traits.is_known(owner, chosen.get(owner, "")):
-            yield _unknown(document.file, document.line(key), key, owner, owner in chosen)
+            if owner not in chosen:
+                yield _unknown(document.file, document.line(key), key, owner, is_chosen=False)
             continue
         for name, value in inner.items() if isinstance(inner, dict) else ():
             if wrong := traits.check_trait(owner, name, value, chosen.get(owner, "")):
@@ -200,7 +205,7 @@ def _chosen(name: Any) -> dict[str, str]:
     return {owner: module} if module else {}
 
 
-def _unknown(file: str, line: int, key: str, owner: str, is_chosen: bool) -> Finding:
+def _unknown(file: str, line: int, key: str, owner: str, *, is_chosen: bool) -> Finding:
     if is_chosen:
         what = f"{owner} is not installed here, so its traits were not looked at"
         return Finding(file, line, key, what, "install its package where you check", rules.WARNING)
@@ -356,7 +361,7 @@ def check_config(
     for number, owner, name, value in given:
         where = f"{key}: c.{owner}.{name}".lstrip(": ")
         if not traits.is_known(owner, homes.get(owner, "")):
-            yield _unknown(file, line + number, where, owner, owner in homes)
+            yield _unknown(file, line + number, where, owner, is_chosen=owner in homes)
         elif wrong := traits.check_trait(owner, name, value, homes.get(owner, "")):
             yield Finding(file, line + number, where, *wrong[1:])
         if cluster.SECRET_NAME.search(name) and isinstance(value, str) and value:

@@ -116,7 +116,7 @@ def render(root: Path, told: settings.Settings, offered: Sequence[Offer]) -> dic
         authenticator=SHARED_CLASS if told.login.authenticator == settings.SHARED else told.login.authenticator,
         is_shared=told.login.authenticator == settings.SHARED,
         traits=traits,
-        # An authenticator's own allow_..., such as members of an organization, would count for nothing beside allow_all.
+        # An authenticator's own allow_..., such as members of an organization, counts for nothing beside allow_all.
         is_open=not told.login.users and not any(trait.startswith("allow") for trait in traits),
         hidden=hidden,
         tls=TLS,

@@ -39,8 +39,10 @@ def check_trait(owner: str, name: str, value: Any = ..., home: str = "") -> Wron
         return f"{owner}.{name}", f"{owner} has no trait {name}", f"write {near[0]}" if near else "leave it out"
     if value is ...:
         return None
-    from traitlets import HasTraits, TraitError
+    from traitlets import HasTraits, TraitError, Type
 
+    if isinstance(known[name], Type) and isinstance(value, str) and not _is_installed(value):
+        return None  # a class of somebody else's package; whoever asks says that it is not here
     try:
         if not (value is None and known[name].allow_none):
             known[name].validate(HasTraits(), value)
@@ -48,6 +50,15 @@ def check_trait(owner: str, name: str, value: Any = ..., home: str = "") -> Wron
         meant = known[name].info()
         return f"{owner}.{name}", f"{type(value).__name__} does not fit {owner}.{name}", f"write {meant}"[:200]
     return None
+
+
+def _is_installed(path: str) -> bool:
+    """Whether the module of ``package.module.Class`` can be imported here; a name without dots is no such path."""
+    module = path.rpartition(".")[0]
+    try:
+        return not module or bool(importlib.import_module(module))
+    except ImportError:
+        return False
 
 
 def is_known(owner: str, home: str = "") -> bool:
