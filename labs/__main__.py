@@ -131,6 +131,8 @@ def run_labs(args: argparse.Namespace) -> int:
     if args.documents and index is None:
         raise LabStop(2, "--documents is for the one lab of --index-from")
     pages = pages if index is None else [pages[index]]
+    if args.documents:  # found out before minutes of training
+        args.documents.mkdir(parents=True, exist_ok=True)
     jobs = args.jobs or min(2, max(1, int(harness.cpu_quota())))
     settings = runner.Settings(
         out=args.out, device=args.device, seed=args.seed, quick=args.quick, full=args.full, threads=args.threads,
