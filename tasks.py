@@ -813,3 +813,43 @@ def keys(c: Context, inventory: str, replace: list[str] | None = None, json: boo
     else:
         cli.print_table(keys.COLUMNS, [row.cells() for row in rows], wrapped=keys.WRAPPED)
     keys.require_known(rows)
+
+
+@task(
+    help={
+        "config": "serve.toml; without it the defaults",
+        "cluster": "write the files of a cluster into --output",
+        "check": "validate them offline: those in --output as somebody has edited them, or freshly rendered ones",
+        "output": "a folder for the files of a cluster",
+        "chart": "with --check: the chart, FILE.tgz of helm pull or a folder; without it our own table of its keys",
+        "json": AS_JSON,
+    }
+)
+@cli.door
+def serve(
+    c: Context,
+    config: str = "",
+    cluster: bool = False,
+    check: bool = False,
+    output: str = "",
+    chart: str = "",
+    json: bool = False,
+) -> None:
+    """Labs for many: write what a cluster is given, and check it offline."""
+    from labrig.serving import checks
+    from labrig.serving import cluster as clusters
+
+    if clusters.is_check(cluster=cluster, check=check, output=output, chart=chart):
+        report = checks.run(ROOT, config, output, chart)
+        if json:
+            cli.print_json(report.to_json())
+        elif report.findings:
+            cli.print_table(checks.COLUMNS, report.rows(), wrapped=checks.WRAPPED)
+        print(report.summary(), file=sys.stderr)
+        report.require_good()
+    else:
+        written = clusters.write_for(ROOT, config, Path(output))
+        if json:
+            cli.print_json([str(file) for file in written])
+        else:
+            print(*written, sep="\n")

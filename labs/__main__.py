@@ -40,6 +40,18 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--memory", type=_limit, default=4096.0, metavar="MIB", help="per lab, in MiB (default 4096)")
     run.add_argument("--progress", default="auto", choices=["auto", "plain", "json", "off"])
     run.add_argument("--json", action="store_true", help="print the results as a JSON array")
+    run.add_argument(
+        "--index-from",
+        default="",
+        metavar="NAME",
+        help="run one lab only, the one at the index that the variable NAME holds: 0 is the first named",
+    )
+    run.add_argument(
+        "--documents",
+        type=Path,
+        metavar="FOLDER",
+        help="with --index-from: leave the result as FOLDER/INDEX-LAB.json, also where the lab cannot start",
+    )
 
     verify = commands.add_parser("verify", help="check the gates of a run again from its files, without training")
     verify.add_argument("run", type=Path, metavar="RUN")
@@ -115,6 +127,12 @@ def run_labs(args: argparse.Namespace) -> int:
     from labs import report, runner
 
     pages = select([*args.ids, *args.lab], args.paradigm)
+    index = runner.read_index(args.index_from, len(pages)) if args.index_from else None
+    if args.documents and index is None:
+        raise LabStop(2, "--documents is for the one lab of --index-from")
+    pages = pages if index is None else [pages[index]]
+    if args.documents:  # found out before minutes of training
+        args.documents.mkdir(parents=True, exist_ok=True)
     jobs = args.jobs or min(2, max(1, int(harness.cpu_quota())))
     settings = runner.Settings(
         out=args.out, device=args.device, seed=args.seed, quick=args.quick, full=args.full, threads=args.threads,
@@ -122,7 +140,14 @@ def run_labs(args: argparse.Namespace) -> int:
     )  # fmt: skip
     runner.warn_about_load(settings)
     harness.stop_with_parent(grace=3 * runner.GRACE_S)
-    results = runner.run(pages, settings)
+    try:
+        results = runner.run(pages, settings)
+    except LabStop as stop:
+        if args.documents:
+            runner.write_document(args.documents, index, runner.not_run(pages[0], stop))
+        raise
+    if args.documents:
+        runner.write_document(args.documents, index, results[0])
     harness.write_atomically(args.out / runner.RESULTS, json.dumps(results, indent=1) + "\n")
     page = report.write([args.out], args.out / "report.html")
     if args.json:

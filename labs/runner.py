@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ from labs.harness import LabStop, _version, cpu_quota, progress_line, say, write
 from labs.page import LABS, Page
 
 SCHEMA = "lab-run/1"
+DOCUMENT = "lab-document/1"  # of one lab of a run that many processes share
 RESULTS = "results.json"
 SAMPLE_S = 0.5  # between two looks at a lab's memory
 GRACE_S = 10.0  # time to save the state after Ctrl-C; a lab that does not stop by then is killed
@@ -376,6 +378,37 @@ def describe(page: Page, out: Path, entry: dict[str, Any], device: str, *, reuse
         "peak_mib": entry.get("peak_mib"), "reason": entry.get("reason"), "reused": reused,
         "exit": entry.get("exit", 130),
     }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- one lab of many
+
+
+def read_index(variable: str, many: int) -> int:
+    """Which of `many` labs this process is for, by an environment variable such as JOB_COMPLETION_INDEX, which
+    Kubernetes gives to the pods of an Indexed Job. Raises LabStop 2 where it holds no such index."""
+    value = os.environ.get(variable, "")
+    if not re.fullmatch(r"[0-9]{1,6}", value) or int(value) >= many:
+        raise LabStop(2, f"--index-from {variable}: it holds {value[:40]!r}; an index from 0 to {many - 1} is needed")
+    return int(value)
+
+
+def not_run(page: Page, stop: LabStop) -> dict[str, Any]:
+    """The result of a lab that could not start."""
+    return {"lab": page.id, "title": page.title, "paradigm": page.paradigm, "status": "error", "reason": stop.reason,
+            "exit": stop.code}  # fmt: skip
+
+
+def write_document(folder: Path, index: int, result: dict[str, Any]) -> None:
+    """Leave one lab's result as INDEX-LAB.json, whole or not at all: others write into the same folder.
+
+    Raises OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {
+        "schema": DOCUMENT, "index": index, "host": platform.node(), "image": os.environ.get("LABRIG_IMAGE", ""),
+        "torch": _version("torch"), "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "result": result,
+    }  # fmt: skip
+    write_atomically(folder / f"{index:02d}-{result['lab']}.json", json.dumps(document, indent=1) + "\n")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from labrig.errors import UsageError
 
 TABLES = (
     "releases", "wheels", "cuda_variants", "drivers", "gpu_arch", "gpus", "macos", "conda", "python", "images",
-    "defects", "colab", "sources",
+    "defects", "colab", "chart", "sources",
 )  # fmt: skip
 REMARK = re.compile(r" \(.*\)$")
 

@@ -1,0 +1,95 @@
+"""YAML that somebody has edited: read with its lines, and refused where it is not what its reader would take it for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from labrig.errors import HostError, UsageError
+
+MOST = 1 << 18  # bytes; what is rendered has some thousand, and an object in Kubernetes holds 1 MiB at most
+CHART_MOST = 1 << 22
+LEVELS = 60
+EXTRA = "make serve"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One YAML document. ``lines``: of each key, by its path joined with dots, the line where it stands."""
+
+    file: str
+    data: Any
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    def line(self, key: str) -> int:
+        """The line of a key, or of the nearest one around it; 0 where none is known."""
+        while key and key not in self.lines:
+            key = key.rpartition(".")[0]
+        return self.lines.get(key, 0)
+
+
+def require_extra(error: ImportError) -> HostError:
+    """What is said where a package of the extra is not there."""
+    return HostError("checks of a hub need packages that are an extra", found=f"no {error.name}", fix=EXTRA)
+
+
+def read(text: str, file: str, *, most: int = MOST, aliases: bool = False) -> Document:
+    """The one document of a YAML text.
+
+    ``aliases`` (``*name``) can make a text of some lines fill all memory, so they are refused where nobody needs them.
+
+    Raises:
+        UsageError: it is too large or no YAML, has an alias, a key twice or more than one document.
+        HostError: the extra is not installed.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise require_extra(error) from None
+    if len(text.encode(errors="replace")) > most:
+        raise _wrong(file, f"it has more than {most >> 10} KiB", "name a file that a chart or a cluster takes")
+    try:
+        _require_plain(file, yaml.parse(text, yaml.SafeLoader), aliases=aliases)
+        nodes = list(yaml.compose_all(text, yaml.SafeLoader))
+        if len(nodes) > 1:
+            raise _wrong(file, f"{len(nodes)} documents", "one file, one document")
+        lines: dict[str, int] = {}
+        for path, line in _keys(nodes[0], "") if nodes and not aliases else ():
+            if path in lines:
+                raise _wrong(file, f"{path} in lines {lines[path]} and {line}"[:200], "keep one of them")
+            lines[path] = line
+        data = yaml.load(text, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise _wrong(file, " ".join(str(error).split())[:300], f"edit {file}") from None
+    return Document(file, data, lines)
+
+
+def _require_plain(file: str, events: Iterable[Any], *, aliases: bool) -> None:
+    """Raises UsageError at the first alias where none may be, and where there are too many levels."""
+    depth = 0
+    for event in events:
+        where, kind = f"line {event.start_mark.line + 1}", type(event).__name__
+        if kind == "AliasEvent" and not aliases:
+            raise _wrong(file, f"{where}: the alias *{event.anchor}"[:120], "write the value out")
+        depth += kind in ("MappingStartEvent", "SequenceStartEvent")
+        depth -= kind in ("MappingEndEvent", "SequenceEndEvent")
+        if depth > LEVELS:
+            raise _wrong(file, f"{where}: more than {LEVELS} levels", "name a file that a chart or a cluster takes")
+
+
+def _wrong(file: str, found: str, fix: str) -> UsageError:
+    return UsageError(f"{file} is no YAML that can be taken", found=found, fix=fix)
+
+
+def _keys(node: Any, above: str) -> Iterator[tuple[str, int]]:
+    """Each key of a tree of nodes, with its line; what stands in a list is called by its number."""
+    if node.id == "mapping":
+        for name, value in node.value:
+            path = f"{above}{name.value}" if name.id == "scalar" else f"{above}?"
+            yield path, name.start_mark.line + 1
+            yield from _keys(value, f"{path}.")
+    elif node.id == "sequence":
+        for number, value in enumerate(node.value):
+            yield f"{above}{number}", value.start_mark.line + 1
+            yield from _keys(value, f"{above}{number}.")
