@@ -57,7 +57,7 @@ def configure(c: Any, choices: Sequence[Choice], ids: Sequence[str]) -> None:
 def form(known: Mapping[str, Choice], spawner: Any) -> str:
     """The choices as HTML (of Bootstrap 5, as JupyterHub's pages); what was chosen last time is chosen again."""
     last = (spawner.orm_spawner.user_options or {}).get(OPTION)
-    first = last if last in known else next(iter(known))
+    first = last if last in list(known) else next(iter(known))  # it may be any JSON
     return "\n".join(_entry(one, checked=one.target == first) for one in known.values())
 
 
