@@ -168,7 +168,7 @@ def test_a_killed_hub_comes_back_and_leaves_no_second_culler(hub: Hub) -> None:
     assert hub.process("proxy") == proxy
     assert seen(ada) == 200
     assert [one["user"] for one in hub.status()["servers"]].count("ada") == 1
-    until(lambda: sum("jupyterhub_idle_culler" in command for command in processes(hub).values()) == 1)
+    until(lambda: sum("--cull-every" in command for command in processes(hub).values()) == 1)
 
 
 def test_a_killed_proxy_comes_back_with_its_routes(hub: Hub) -> None:
