@@ -19,7 +19,7 @@ from labrig.host import Gpu, Host
 from labrig.serving import Offer, configuration, keeper, logins, proofs, settings, state
 
 ROOT = Path(__file__).parents[2]
-NOW = datetime.now(UTC)
+NOW = datetime.now(UTC) + timedelta(hours=1)  # the certificates are made after this line
 CPU = Offer(
     "cpu", f"registry.example.org/lab/cpu@sha256:{'0' * 64}", f"sha256:{'2' * 64}", "labrig/cpu:1", 1, "linux_x86_64",
     "2.13.0", "cpu", "cpu", "", (), "6.1.1", "for anybody",
