@@ -570,9 +570,7 @@ def logs(c: Context, target: str = "", follow: bool = False) -> None:
     """Print what a started JupyterLab has said."""
     from labrig import server
 
-    for piece in server.logs(ROOT, target or None, follow=follow):
-        sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
+    cli.print_bytes(server.logs(ROOT, target or None, follow=follow))
 
 
 @task(
@@ -817,9 +815,15 @@ def keys(c: Context, inventory: str, replace: list[str] | None = None, json: boo
 
 @task(
     help={
-        "config": "serve.toml; without it the defaults",
+        "hub": "bring a JupyterHub up on this machine",
+        "config": "serve.toml; without it everything has its default",
+        "foreground": "with --hub: stay, print what it says, end it on Ctrl-C (for systemd)",
+        "status": "how the hub is, and which students' servers run",
+        "logs": "what the hub and its proxy have said",
+        "follow": "with --logs: go on until it ends, or Ctrl-C",
+        "down": "end the hub and students' servers; their files stay",
         "cluster": "write the files of a cluster into --output",
-        "check": "validate them offline: those in --output as somebody has edited them, or freshly rendered ones",
+        "check": "validate a hub's and a cluster's files offline: those in --output, or freshly rendered ones",
         "output": "a folder for the files of a cluster",
         "chart": "with --check: the chart, FILE.tgz of helm pull or a folder; without it our own table of its keys",
         "json": AS_JSON,
@@ -828,28 +832,51 @@ def keys(c: Context, inventory: str, replace: list[str] | None = None, json: boo
 @cli.door
 def serve(
     c: Context,
+    hub: bool = False,
     config: str = "",
+    foreground: bool = False,
+    status: bool = False,
+    logs: bool = False,
+    follow: bool = False,
+    down: bool = False,
     cluster: bool = False,
     check: bool = False,
     output: str = "",
     chart: str = "",
     json: bool = False,
 ) -> None:
-    """Labs for many: write what a cluster is given, and check it offline."""
+    """Labs for many from the published images: a JupyterHub on this machine, and what a cluster is given."""
     from labrig.serving import checks
     from labrig.serving import cluster as clusters
+    from labrig.serving import hub as hubs
 
-    if clusters.is_check(cluster=cluster, check=check, output=output, chart=chart):
-        report = checks.run(ROOT, config, output, chart)
+    cli.require_one(hub=hub, status=status, logs=logs, down=down, cluster=cluster, check=check)
+    settings = Path(config) if config else None
+    if hub and foreground:
+        cli.print_bytes(hubs.foreground(ROOT, settings))
+    elif hub:
+        print(hubs.up(ROOT, settings).url)
+    elif status:
+        found = hubs.status()
+        if json:
+            cli.print_json(found.to_json())
+        else:
+            hubs.tell(found)
+    elif logs:
+        cli.print_bytes(hubs.logs(follow=follow))
+    elif down:
+        print(*hubs.down(), sep="\n")
+    elif cluster:
+        written = clusters.write_for(ROOT, settings, output)
+        if json:
+            cli.print_json([str(file) for file in written])
+        else:
+            print(*written, sep="\n")
+    else:
+        report = checks.run(ROOT, settings, output, chart)
         if json:
             cli.print_json(report.to_json())
         elif report.findings:
             cli.print_table(checks.COLUMNS, report.rows(), wrapped=checks.WRAPPED)
         print(report.summary(), file=sys.stderr)
         report.require_good()
-    else:
-        written = clusters.write_for(ROOT, config, Path(output))
-        if json:
-            cli.print_json([str(file) for file in written])
-        else:
-            print(*written, sep="\n")

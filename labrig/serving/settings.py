@@ -16,7 +16,7 @@ plain = false                      # true: passwords cross the network unencrypt
 memory = "2G"                      # of the container; what a lab needs at most is in docs/scale.md
 cpu = 1.0                          # cores
 shm = "1G"                         # /dev/shm, through which DataLoader workers hand batches on; counts as memory
-idle = 60                          # minutes without a request or a busy kernel until a server is stopped; 0 = never
+idle = 60                          # minutes without a request or output of a kernel until a server ends; 0 = never
 
 [login]
 authenticator = "shared-password"  # or "pam", or a class: "oauthenticator.github.GitHubOAuthenticator"
@@ -219,6 +219,15 @@ TABLES: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         "results": (_text(NAME), "small letters, digits and -"),
     },
 }  # fmt: skip
+
+
+def where(settings: Settings, name: str) -> Table:
+    """Where a table of the file stands, for errors about its keys that show later."""
+    path = settings.path
+    try:
+        return _where(name, path.name, path.read_text(encoding="utf-8")) if path else _where(name, "serve.toml", "")
+    except (OSError, ValueError):
+        return _where(name, path.name if path else "serve.toml", "")
 
 
 def _where(name: str, file: str, text: str) -> Table:
