@@ -851,6 +851,14 @@ def serve(
     from labrig.serving import hub as hubs
 
     cli.require_one(hub=hub, status=status, logs=logs, down=down, cluster=cluster, check=check)
+    cli.require_sense(
+        ("foreground", foreground, hub),
+        ("follow", follow, logs),
+        ("config", config, hub or cluster or check),
+        ("output", output, cluster or check),
+        ("chart", chart, check),
+        ("json", json, status or cluster or check),
+    )
     settings = Path(config) if config else None
     if hub and foreground:
         cli.print_bytes(hubs.foreground(ROOT, settings))
@@ -865,7 +873,8 @@ def serve(
     elif logs:
         cli.print_bytes(hubs.logs(follow=follow))
     elif down:
-        print(*hubs.down(), sep="\n")
+        for line in hubs.down():
+            print(line)
     elif cluster:
         written = clusters.write_for(ROOT, settings, output)
         if json:

@@ -147,6 +147,13 @@ def require_one(**flags: bool) -> None:
         )  # fmt: skip
 
 
+def require_sense(*flags: tuple[str, object, bool]) -> None:
+    """Raises UsageError for a flag that was given, and says nothing in the mode that is asked for."""
+    for name, value, has_sense in flags:
+        if value and not has_sense:
+            raise UsageError(f"--{name} says nothing here", found="it belongs to another mode", fix="leave it out")
+
+
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, wrapped: Sequence[str] = (), title: str = ""
 ) -> None:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from labrig.errors import UsageError, VerifyError
-from labrig.serving import Offer, chart, cluster, documents, offers, rules, settings, traits
+from labrig.serving import Offer, chart, cluster, configuration, documents, offers, rules, settings, traits
 from labrig.serving.documents import Document
 from labrig.serving.rules import ERROR, Finding
+from labrig.serving.state import CONFIG
 
 WRAPPED = ("key", "what is wrong", "what to do")
 COLUMNS = ("file", "line", "key", "what is wrong", "what to do")
-CONFIG = "jupyterhub_config.py"
 MOST = 20  # findings that a schema makes of one file
 
 
@@ -68,16 +68,20 @@ class Report:
             )
 
 
-def run(root: Path, config: str, folder: str, path: str) -> Report:
-    """Check the files in ``folder``, or without one those that are rendered from ``config`` now; ``path`` of a chart.
+def run(root: Path, config: Path | None, folder: str, path: str) -> Report:
+    """Check the files in ``folder``, or without one those that are rendered from ``config`` now, a hub's among them;
+    ``path`` of a chart.
 
     Raises:
         HostError: the extra is not installed, or nothing was published.
         UsageError: a flag, the settings, the chart or a file cannot be read.
     """
-    told = settings.read(Path(config) if config else None)
+    told = settings.read(config)
     offered = offers.read(root, cluster.PLATFORM, told.targets)
-    texts = read_folder(Path(folder)) if folder else cluster.render(root, told, offered)
+    if folder:
+        texts = read_folder(Path(folder))
+    else:
+        texts = {CONFIG: configuration.draft(told, offered, root), **cluster.render(root, told, offered)}
     return check(texts, offered, cluster.find_labs(root), told, chart.read(Path(path) if path else None))
 
 
@@ -374,6 +378,8 @@ def check_config(
             )
         if name in ("image", "allowed_images"):
             yield from _images(file, line + number, where, value, offered)
+    for number, value in traits.choices(text):
+        yield from _images(file, line + number, f"{key}: inside.Choice".lstrip(": "), value, offered)
 
 
 def _images(file: str, line: int, key: str, value: Any, offered: Sequence[Offer]) -> Iterator[Finding]:

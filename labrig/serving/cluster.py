@@ -69,21 +69,17 @@ class Hidden:
         return f" --from-file={self.trait}={self.source}"
 
 
-def is_check(*, cluster: bool, check: bool, output: str, chart: str) -> bool:
-    """Whether the flags ask for a check. Raises UsageError where they do not say which, or do not go together."""
-    if cluster == check or (cluster and (not output or chart)):
-        raise UsageError(
-            "say which", found="--cluster, --check, --output and --chart do not go together so",
-            fix="--cluster --output=FOLDER, or --check [--output=FOLDER] [--chart=FILE]",
-        )  # fmt: skip
-    return check
+def write_for(root: Path, config: Path | None, folder: str) -> list[Path]:
+    """Render for a settings file (None: the defaults) and write; gives the files.
 
-
-def write_for(root: Path, config: str, folder: Path) -> list[Path]:
-    """Render for a settings file (``""``: the defaults) and write; gives the files. Raises as :func:`render` and
-    :func:`write`, and what ``settings.read`` and ``offers.read`` raise."""
-    told = settings.read(Path(config) if config else None)
-    return write(render(root, told, offers.read(root, PLATFORM, told.targets)), folder)
+    Raises:
+        UsageError: no folder is named.
+        as :func:`render` and :func:`write`, and what ``settings.read`` and ``offers.read`` raise.
+    """
+    if not folder:
+        raise UsageError("no folder for the files", fix="--cluster --output=FOLDER")
+    told = settings.read(config)
+    return write(render(root, told, offers.read(root, PLATFORM, told.targets)), Path(folder))
 
 
 def find_labs(root: Path) -> tuple[str, ...]:

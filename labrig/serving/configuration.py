@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from labrig import image, render, server_in_docker
@@ -54,3 +54,16 @@ def text(settings: Settings, images: Mapping[Offer, str], gpus: int, note: state
         "log": {"Type": "json-file", "Config": {"max-size": server_in_docker.LOG_SIZE, "max-file": "2"}},
     }
     return render.jinja(templates).get_template(TEMPLATE).render(given)
+
+
+def draft(settings: Settings, offered: Sequence[Offer], root: Path) -> str:
+    """The file as it would be here for all that is offered, before anything was looked at or started: ports are open,
+    and an image is known by its config, as an engine without containerd's store knows it."""
+    hub = settings.hub
+    note = state.Note(
+        url="", address=hub.address, port=hub.port, api_port=0, hub_address="127.0.0.1", hub_port=0, proxy="",
+        certificate=str(hub.certificate or ""), key=str(hub.key or ""), asked="", checkout=str(root), since="",
+    )  # fmt: skip
+    images = {one: one.config for one in offered if one.hub}
+    gpus = sum(one.device == "cuda" for one in images)
+    return text(settings, images, gpus, note, root / "templates")

@@ -93,6 +93,15 @@ def assignments(text: str) -> Iterator[tuple[int, str, str, Any]]:
                 yield node.lineno, chain[1], chain[2], _literal(node.value) if isinstance(node, ast.Assign) else ...
 
 
+def choices(text: str) -> Iterator[tuple[int, Any]]:
+    """The image of each ``inside.Choice(...)`` of a configuration, and its line."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "inside.Choice":
+            for keyword in node.keywords:
+                if keyword.arg == "image":
+                    yield node.lineno, _literal(keyword.value)
+
+
 def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)

@@ -18,7 +18,7 @@ import yaml
 
 from labrig import image, matrix
 from labrig.errors import UsageError
-from labrig.serving import checks, cluster, documents, settings
+from labrig.serving import checks, cluster, configuration, documents, offers, settings
 
 OAUTH = "oauthenticator.github.GitHubOAuthenticator"
 
@@ -223,20 +223,6 @@ def test_texts_of_people_stay_texts(root: Path) -> None:
     assert yaml.safe_load(text)["singleuser"]["profileList"][0]["description"] == odd.why
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        {},
-        {"cluster": True},
-        {"check": True, "cluster": True, "output": "x"},
-        {"cluster": True, "output": "x", "chart": "y"},
-    ],
-)
-def test_flags_that_do_not_say_which_are_refused(flags: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="say which"):
-        cluster.is_check(**{"cluster": False, "check": False, "output": "", "chart": "", **flags})
-
-
 def test_the_task_writes_and_checks(root: Path, tmp_path: Path) -> None:
     """As an admin does: write, check, break one thing, check again."""
     shutil.copy(offered.ROOT / "tasks.py", root)
@@ -267,4 +253,20 @@ def test_the_task_writes_and_checks(root: Path, tmp_path: Path) -> None:
     ]
     assert found[0]["line"] == values.read_text().split("alowPriv")[0].count("\n") + 1
     assert invoke("--check", "--chart=/nowhere").returncode == 2
-    assert invoke("--cluster").returncode == 2
+    for wrong in ([], ["--cluster"], ["--cluster", "--check", "--output=x"], ["--cluster", "--output=x", "--chart=y"]):
+        assert invoke(*wrong).returncode == 2, wrong
+
+
+def test_a_fresh_check_looks_at_the_hubs_file_as_well(root: Path) -> None:
+    report = checks.run(root, None, "", "")
+    assert report.files[0] == "jupyterhub_config.py" and not report.errors, report.findings
+    told, given = settings.read(None), offers.read(root, cluster.PLATFORM)
+    draft = configuration.draft(told, given, root)
+    for old, new, says in [
+        ("mem_limit", "mem_limt", "has no trait mem_limt"),
+        (given[0].config, f"sha256:{'0' * 64}", "is none of the published images"),
+        ("pull_policy = 'never'" if "'never'" in draft else 'pull_policy = "never"', "pull_policy = 5", "does not fit"),
+    ]:
+        assert old in draft
+        found = list(checks.check_config(draft.replace(old, new, 1), "jupyterhub_config.py", given))
+        assert [says in one.what for one in found] == [True], found
