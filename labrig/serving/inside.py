@@ -6,6 +6,7 @@ words go to the hub's log.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import html
@@ -14,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from labrig import daemon, image
-from labrig.serving import gpus
-from labrig.serving.gpus import Pool
+from labrig.serving import volumes
+from labrig.serving.gpus import LABEL, Pool
 
 OPTION = "image"  # the one thing that students choose: in the form, and in user_options of the REST API
-OWNER = "labrig.hub.student"  # label of a student's container and volume: whose
 KEPT = "Your files are kept."
 
 
@@ -34,13 +34,13 @@ class Choice:
     gpu: bool
 
 
-def configure(c: Any, choices: Sequence[Choice], ids: Sequence[str]) -> None:
-    """Set what students choose from, and what is done before and after each server; ``ids`` are those of the GPUs.
+def configure(c: Any, choices: Sequence[Choice], gpus: Sequence[str]) -> None:
+    """Set what students choose from, and what is done before and after each server; ``gpus`` are the ids of them.
 
     Everything else of ``c.DockerSpawner``, the volume too, stands in jupyterhub_config.py.
     """
     known = {one.target: one for one in choices}
-    pool = Pool(tuple(ids))
+    pool = Pool(tuple(gpus))
     spawner = c.DockerSpawner
     spawner.allowed_images = {one.target: one.image for one in choices}
     spawner.image = choices[0].image
@@ -109,15 +109,14 @@ async def prepare(known: Mapping[str, Choice], pool: Pool, spawner: Any) -> None
     spawner.image = one.image
     with in_words(one):
         await make_folder(one, spawner)
-        gpu = await take_gpu(one, pool, spawner) if one.gpu else None
+        gpu = await take_gpu(pool, spawner) if one.gpu else None
     # From the configuration, not from the spawner: it has what was set here for another image before.
     asked = spawner.config.DockerSpawner
     host, create = dict(asked.get("extra_host_config", {})), dict(asked.get("extra_create_kwargs", {}))
-    labels = {**create.get("labels", {}), OWNER: spawner.user.name}
     if gpu is not None:
         host["device_requests"] = [{"Driver": "", "Count": 0, "DeviceIDs": [gpu], "Capabilities": [["gpu"]]}]
-        labels[gpus.LABEL] = gpu
-    spawner.extra_host_config, spawner.extra_create_kwargs = host, {**create, "labels": labels}
+        create["labels"] = {**create.get("labels", {}), LABEL: gpu}
+    spawner.extra_host_config, spawner.extra_create_kwargs = host, create
 
 
 def release(pool: Pool, spawner: Any) -> None:
@@ -126,37 +125,26 @@ def release(pool: Pool, spawner: Any) -> None:
 
 
 async def make_folder(one: Choice, spawner: Any) -> None:
-    """See that the student's volume is there, and theirs.
+    """See that the student's volume is there, and theirs. Each time: it takes 0.1 s, and mends what was interrupted."""
+    volume = next(name for name, bind in spawner.volume_binds.items() if bind["bind"] == str(image.WORK))
 
-    An engine fills an empty volume from the image's folder in its place, with that folder's owner, when a container is
-    made (docs.docker.com/engine/storage/volumes). In the place of the student's home it is the student's; the container
-    is never started, so nothing runs as root. Done each time: it takes 0.1 s and mends what was interrupted.
-    """
-    from docker.errors import NotFound
-    from docker.types import Mount
+    def make() -> None:  # not in the hub's own thread: to reach an engine takes as long as it takes
+        volumes.prepare(spawner.client, volume, one.image, spawner.user.name)
 
-    name = f"{spawner.container_name}-volume"
-    volume = next(name for name, bind in spawner.volume_binds.items() if bind["bind"] == image.WORK)
-    with contextlib.suppress(NotFound):  # it is there only where a hub was killed at this point
-        await spawner.docker("remove_container", name, force=True)
-    mount = Mount(image.HOME, volume, type="volume", labels={OWNER: spawner.user.name})
-    host = spawner.client.create_host_config(mounts=[mount], network_mode="none")
-    await spawner.docker("create_container", one.image, ["true"], name=name, host_config=host)
-    await spawner.docker("remove_container", name, force=True)
+    await asyncio.wrap_future(spawner.executor.submit(make))
 
 
-async def take_gpu(one: Choice, pool: Pool, spawner: Any) -> str:
+async def take_gpu(pool: Pool, spawner: Any) -> str:
     """A GPU that nobody else has. Raises SpawnException 503 where there is none."""
     held = pool.held()
-    found = await spawner.docker("containers", filters={"label": gpus.LABEL})
-    running = {each["Names"][0].lstrip("/"): each["Labels"][gpus.LABEL] for each in found}
+    found = await spawner.docker("containers", filters={"label": LABEL})
+    running = {each["Names"][0].lstrip("/"): each["Labels"][LABEL] for each in found}
     if (gpu := pool.take(spawner.container_name, running, held)) is None:
         many = len(pool.ids)
         all_of_them = "the one GPU is" if many == 1 else f"all {many} GPUs are"
         raise refusal(
             f"No GPU is free: {all_of_them} in use. Choose an image without one, or try again when somebody has "
-            f"stopped their server. {KEPT}" if many else f"This server has no GPU, and {one.target} needs one.",
-            "gpu", 503,
+            f"stopped their server. {KEPT}", "gpu", 503,
         )  # fmt: skip
     return gpu
 

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,7 +88,7 @@ def inspected(hub: Hub, name: str) -> Any:
 def rest(student: Student, method: str, path: str, body: object = None) -> tuple[int, str]:
     """The hub's REST API, as a student who is logged in."""
     key = next(cookie.value for cookie in student.cookies if cookie.name == "_xsrf" and cookie.path == "/hub/")
-    request = urllib.request.Request(
+    request = urllib.request.Request(  # noqa: S310 - an address of ours
         f"{student.made.url}hub/api/{path}", json.dumps(body).encode() if body is not None else None,
         {"X-XSRFToken": str(key), "Content-Type": "application/json"}, method=method,
     )  # fmt: skip
@@ -250,7 +251,6 @@ def test_students_reach_the_hub_and_neither_each_other_nor_other_containers(hub:
         # Each of them is there: this machine reaches it.
         reached = subprocess.run(["python3", "-c", REACH, *places[:2], f"127.0.0.1:{published}", at_hub],
                                  capture_output=True, text=True, timeout=60)  # fmt: skip
-        until(lambda: True)
         assert reached.stdout.split() == ["open"] * 4, reached
         found = docker("exec", barbara, "python", "-c", REACH, *places).split()
         assert found == ["closed", "closed", "closed", "open"]
@@ -276,7 +276,6 @@ def test_the_hub_is_killed_and_students_work_on(hub: Hub, seat: Callable[[str], 
             said = one.run(kernels[one.name], "count += 1; print(kept, count)").split()
             assert said == [one.name, str(times)]
         assert times < 300
-    assert json.loads(urllib.request.urlopen(f"{hub.url}hub/api/", timeout=20).read())["version"]
     assert containers(hub) == before
     for one in (ada, grace):
         assert one.fetch("GET", f"{one.base}api/kernels/{kernels[one.name]}")[0] == 200
