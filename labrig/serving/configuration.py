@@ -14,9 +14,9 @@ from labrig.serving.settings import SHARED, USER, Settings
 TEMPLATE = "serving/jupyterhub_config.py.j2"
 
 
-def text(settings: Settings, images: Mapping[Offer, str], note: state.Note, templates: Path, *, gpus: int = 0) -> str:
-    """The file. ``images``: what the engine calls the image of each offer: its identity, never a name or a tag.
-    ``gpus``: how many this machine has; one is one student's.
+def text(settings: Settings, images: Mapping[Offer, str], gpus: int, note: state.Note, templates: Path) -> str:
+    """The file. ``images``: what the engine calls the image of each offer: its identity, never a name or a tag;
+    ``gpus``: how many there are to hand out.
 
     No secret stands in it: those of serve.toml are references, ours are files, both read when the hub starts.
     """
@@ -24,8 +24,11 @@ def text(settings: Settings, images: Mapping[Offer, str], note: state.Note, temp
     folder = {name: f"file:{place / name}" for name in (state.PASSWORD, state.ADMIN_PASSWORD)}
     given = {
         "py": repr,  # a constant of Python
-        "choices": [_choice(offer, identity, gpus) for offer, identity in images.items()],
-        "gpus": [str(number) for number in range(gpus)],  # as nvidia-smi, and the engine's --gpus, number them
+        "choices": [
+            Choice(one.target, one.title, one.why, one.size, identity, gpu=one.device == "cuda")
+            for one, identity in images.items()
+        ],
+        "gpus": [str(number) for number in range(gpus)],  # as nvidia-smi counts them
         "note": note,
         "scheme": "https" if note.certificate else "http",
         "place": str(place),
@@ -51,9 +54,3 @@ def text(settings: Settings, images: Mapping[Offer, str], note: state.Note, temp
         "log": {"Type": "json-file", "Config": {"max-size": server_in_docker.LOG_SIZE, "max-file": "2"}},
     }
     return render.jinja(templates).get_template(TEMPLATE).render(given)
-
-
-def _choice(offer: Offer, identity: str, gpus: int) -> Choice:
-    """Where there is no GPU at all, an image for one computes on the processor, which the admin was told."""
-    gpu = offer.device == "cuda" and gpus > 0
-    return Choice(offer.target, offer.title, offer.why, offer.size, identity, gpu)
