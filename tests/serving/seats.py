@@ -52,16 +52,19 @@ fetch(path, {method, body: body || undefined, headers: {'X-XSRFToken': key, 'Con
 
 
 def offer_another(made: Hub) -> None:
-    """A second entry in what students choose from: the same image, which is here, by another name."""
-    from labrig import published
+    """A second entry in what students choose from: the same image, which is here, under another name."""
+    from labrig import lock, published, spec
 
     images = made.checkout / "images"
     (one,) = published.read(images)
-    shutil.copytree(images / one.target, images / ANOTHER)
-    table = images / "targets.toml"
+    table = images / spec.TABLE
     row = table.read_text().partition(f"[targets.{one.target}]")[2].partition("\n[")[0]
     table.write_text(f"{table.read_text()}\n[targets.{ANOTHER}]{row}\n")
-    published.keep(images, replace(one, target=ANOTHER))
+    asked = lock.inputs_digest(spec.read(table).targets[ANOTHER], one.platform)
+    locked = replace(lock.read(lock.path(images, one.target, one.platform)), target=ANOTHER, inputs=asked)
+    lock.write(locked, images)
+    image, reference = (text.replace(f"/{one.target}", f"/{ANOTHER}") for text in (one.image, one.reference))
+    published.keep(images, replace(one, target=ANOTHER, image=image, reference=reference, lock=locked.digest))
 
 
 @contextlib.contextmanager
@@ -101,30 +104,38 @@ class Seat:
         self.page.get(self.hub.url.rstrip("/") + path)
 
     def wait(self, what: Callable[[Chrome], Any]) -> Any:
+        """What a function of the page gives once it is true; a page that changes meanwhile is asked again."""
+        from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.page, SECONDS).until(what)
+        passing = (StaleElementReferenceException, ElementClickInterceptedException)
+        return WebDriverWait(self.page, SECONDS, ignored_exceptions=passing).until(what)
 
     def see(self, css: str = "", xpath: str = "") -> WebElement:
         """The first element of that kind that can be seen, once there is one."""
+        return self.wait(lambda page: self._shown(css, xpath))  # type: ignore[no-any-return]
+
+    def press(self, css: str = "", xpath: str = "") -> None:
+        """Click on it."""
+        self.wait(lambda page: (one := self._shown(css, xpath)) and (one.click(), True))
+
+    def _shown(self, css: str, xpath: str) -> WebElement | None:
         from selenium.webdriver.common.by import By
 
         by, where = (By.CSS_SELECTOR, css) if css else (By.XPATH, xpath)
-        return self.wait(  # type: ignore[no-any-return]
-            lambda page: next((one for one in page.find_elements(by, where) if one.is_displayed()), None)
-        )
+        return next((one for one in self.page.find_elements(by, where) if one.is_displayed()), None)
 
     def log_in(self, password: str) -> None:
         """Through the hub's page; afterwards the choice of an image is shown, or the server starts."""
         self.open("/hub/login")
         self.see("#username_input").send_keys(self.name)
         self.see("#password_input").send_keys(password)
-        self.see("#login_submit").click()
+        self.press("#login_submit")
         self.wait(lambda page: "/hub/login" not in page.current_url)
 
     def choose(self, target: str) -> None:
-        self.see(f"input[value='{target}']").click()
-        self.see("#spawn_form button[type=submit]").click()
+        self.press(f"input[value='{target}']")
+        self.press("#spawn_form button[type=submit]")
 
     def in_lab(self) -> str:
         """Wait for JupyterLab; gives the path of what it opens with."""
@@ -139,8 +150,8 @@ class Seat:
         self.see(xpath="//*[@id='jp-main-statusbar']//*[contains(text(), '| Idle')]")
 
     def menu(self, bar: str, entry: str) -> None:
-        self.see(xpath=f"//div[contains(@class, 'lm-MenuBar-itemLabel')][text()='{bar}']").click()
-        self.see(xpath=f"//div[contains(@class, 'lm-Menu-itemLabel')][text()='{entry}']").click()
+        self.press(xpath=f"//div[contains(@class, 'lm-MenuBar-itemLabel')][text()='{bar}']")
+        self.press(xpath=f"//div[contains(@class, 'lm-Menu-itemLabel')][text()='{entry}']")
 
     def see_plot(self) -> WebElement:
         plot: WebElement = self.wait(lambda page: page.execute_script(PLOT))
@@ -169,9 +180,9 @@ class Seat:
         from selenium.webdriver.common.by import By
 
         self.open("/hub/home")
-        self.see("#stop").click()
+        self.press("#stop")
         self.wait(lambda page: not any(one.is_displayed() for one in page.find_elements(By.ID, "stop")))
 
     def start_server(self) -> None:
         self.open("/hub/home")
-        self.see("#start").click()
+        self.press("#start")
