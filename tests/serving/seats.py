@@ -6,6 +6,9 @@ import contextlib
 import json
 import os
 import shutil
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from hubs import Hub
+    from hubs import Hub, Student
     from selenium.webdriver import Chrome
     from selenium.webdriver.remote.webelement import WebElement
 
 ANOTHER = "cpu-next"
-SECONDS = 120  # for a step of a page, on a machine that others use as well
+SECONDS = 60  # for a step of a page, on a machine that others use as well
 PLOT = "return [...document.querySelectorAll('.jp-OutputArea-output img')].find(i => i.naturalWidth > 300)"
 # Asks the kernel as JupyterLab does: over a WebSocket through the proxy (jupyter-client, docs: messaging).
 RUN = """
@@ -65,6 +68,46 @@ def offer_another(made: Hub) -> None:
     lock.write(locked, images)
     image, reference = (text.replace(f"/{one.target}", f"/{ANOTHER}") for text in (one.image, one.reference))
     published.keep(images, replace(one, target=ANOTHER, image=image, reference=reference, lock=locked.digest))
+
+
+def until(what: Callable[[], Any], seconds: float = 60) -> Any:
+    """What something gives once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, f"nothing within {seconds} s"
+        time.sleep(0.2)
+    return found
+
+
+def rest(student: Student, method: str, path: str, body: object = None) -> tuple[int, str]:
+    """The hub's REST API, as a student who is logged in."""
+    key = next(cookie.value for cookie in student.cookies if cookie.name == "_xsrf" and cookie.path == "/hub/")
+    request = urllib.request.Request(  # noqa: S310 - an address of ours
+        f"{student.made.url}hub/api/{path}", json.dumps(body).encode() if body is not None else None,
+        {"X-XSRFToken": str(key), "Content-Type": "application/json"}, method=method,
+    )  # fmt: skip
+    try:
+        with student.opener.open(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def started(student: Student, **options: str) -> None:
+    """Start a student's server through the REST API, unless it is there, and wait until it can be used."""
+    if not servers(student):
+        body = {"user_options": options} if options else None
+        status, text = rest(student, "POST", f"users/{student.name}/server", body)
+        assert status in (201, 202), text
+    until(lambda: servers(student).get("", {}).get("ready"), 120)
+
+
+def servers(student: Student) -> dict[str, Any]:
+    """What the hub says of a student's servers."""
+    status, text = rest(student, "GET", f"users/{student.name}")
+    assert status == 200, text
+    return dict(json.loads(text)["servers"])
 
 
 @contextlib.contextmanager

@@ -10,9 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ import hubs
 import pytest
 import seats
 from hubs import Hub, Student
-from seats import Seat, browser
+from seats import Seat, browser, rest, started, until
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 ROOT = Path(__file__).parents[2]
@@ -60,15 +57,6 @@ print(json.dumps({
 """
 
 
-def until(what: Callable[[], Any], seconds: float = 60) -> Any:
-    """What something gives once it is true."""
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, f"nothing within {seconds} s"
-        time.sleep(0.2)
-    return found
-
-
 def docker(*words: str) -> str:
     done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -84,37 +72,6 @@ def containers(hub: Hub, name: str = "") -> list[str]:
 def inspected(hub: Hub, name: str) -> Any:
     (found,) = json.loads(docker("inspect", *containers(hub, name)))
     return found
-
-
-def rest(student: Student, method: str, path: str, body: object = None) -> tuple[int, str]:
-    """The hub's REST API, as a student who is logged in."""
-    key = next(cookie.value for cookie in student.cookies if cookie.name == "_xsrf" and cookie.path == "/hub/")
-    request = urllib.request.Request(  # noqa: S310 - an address of ours
-        f"{student.made.url}hub/api/{path}", json.dumps(body).encode() if body is not None else None,
-        {"X-XSRFToken": str(key), "Content-Type": "application/json"}, method=method,
-    )  # fmt: skip
-    try:
-        with student.opener.open(request, timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-def started(student: Student, **options: str) -> None:
-    """Start a student's server through the REST API, unless it is there, and wait until it can be used."""
-    if not servers(student):
-        body = {"user_options": options} if options else None
-        status, text = rest(student, "POST", f"users/{student.name}/server", body)
-        assert status in (201, 202), text
-    until(lambda: servers(student).get("", {}).get("ready"), 120)
-
-
-def servers(student: Student) -> dict[str, Any]:
-    """What the hub says of a student's servers."""
-    status, text = rest(student, "GET", f"users/{student.name}")
-    assert status == 200, text
-    return dict(json.loads(text)["servers"])
 
 
 @pytest.fixture(scope="module")
