@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 ANOTHER = "cpu-next"
 SECONDS = 60  # for a step of a page, on a machine that others use as well
-PLOT = "return [...document.querySelectorAll('.jp-OutputArea-output img')].find(i => i.naturalWidth > 300)"
+# A cell that is out of sight is not in the page (JupyterLab's windowed notebooks): scroll up until a plot is there.
+PLOT = """
+const found = [...document.querySelectorAll('.jp-OutputArea-output img')].find(i => i.naturalWidth > 300);
+if (!found)
+  document.querySelectorAll('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-WindowedPanel-outer')
+    .forEach(one => one.scrollBy(0, -150));
+return found;
+"""
 # Asks the kernel as JupyterLab does: over a WebSocket through the proxy (jupyter-client, docs: messaging).
 RUN = """
 const [base, kernel, code, done] = arguments;
@@ -202,12 +209,11 @@ class Seat:
         self.wait(lambda page: plot.is_displayed() and plot.size["width"] > 300)
         return plot
 
-    def kernel(self) -> str:
-        """The id of the one kernel that runs."""
-        status, text = self.fetch("GET", f"{self.base}api/kernels")
+    def kernel(self, path: str) -> str:
+        """The id of a notebook's kernel."""
+        status, text = self.fetch("GET", f"{self.base}api/sessions")
         assert status == 200, text
-        (found,) = json.loads(text)
-        return str(found["id"])
+        return next(str(one["kernel"]["id"]) for one in json.loads(text) if one["path"] == path)
 
     def run(self, kernel: str, code: str) -> str:
         """What a kernel prints for some code, asked from this page."""

@@ -58,8 +58,12 @@ def containers(engine: Engine, name: str) -> list[str]:
 
 
 def asked(student: Student, image: str) -> tuple[int, str]:
-    """A start through the REST API, to its end: the status, and what was said."""
+    """A start through the REST API, to its end: the status, and what was said; 503 also where that came later."""
     status, text = rest(student, "POST", f"users/{student.name}/server", {"user_options": {"image": image}})
+    if status == 202:
+        events = rest(student, "GET", f"users/{student.name}/server/progress")[1]  # until it is ready, or has failed
+        last = json.loads(events.strip().rpartition("data:")[2])
+        return (503, last["message"]) if last.get("failed") else (201, "")
     return status, json.loads(text)["message"] if status >= 400 else ""
 
 
@@ -72,9 +76,9 @@ def test_each_student_has_one_gpu_and_who_comes_too_late_is_told(engine: Engine,
     room = [Student(hub, name) for name in ("ada", "grace", "alan")]
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda one: asked(one, "cuda"), room))
+    assert sorted(status for status, _ in answers) == [201, 201, 503], (answers, hub.log())
     late = next(one for one, (status, _) in zip(room, answers, strict=True) if status == 503)
     rest_of_them = [one for one in room if one is not late]
-    assert [status for status, _ in answers].count(503) == 1
     assert "No GPU is free: all 2 GPUs are in use." in next(said for status, said in answers if status == 503)
     for one in rest_of_them:
         started(one)
