@@ -33,7 +33,13 @@ def read(reference: str, whose: str) -> str:
         try:
             value = Path(where).expanduser().read_text(encoding="utf-8").rstrip("\n")
         except (OSError, ValueError) as error:
-            raise UsageError(f"{whose}: cannot read {place}", found=type(error).__name__) from None
+            raise UsageError(
+                f"{whose}: cannot read {place}",
+                found=type(error).__name__,
+                fix="correct the reference, or let it be read",
+            ) from None
     if not value:
-        raise UsageError(f"{whose}: {place} is empty or not set")
+        raise UsageError(
+            f"{whose}: {place} is empty or not set", fix="set it where this is started, or correct the name"
+        )
     return value
