@@ -62,7 +62,8 @@ def form(known: Mapping[str, Choice], spawner: Any) -> str:
 
 def _entry(one: Choice, *, checked: bool) -> str:
     target, title, why = (html.escape(text) for text in (one.target, one.title, one.why))
-    about = f"{one.size / 1e9:.1f} GB" + (", with a GPU of its own" if one.gpu else "")
+    size = f"{one.size / 1e9:.1f} GB" if one.size >= 1e9 else f"{one.size / 1e6:.0f} MB"
+    about = size + (", with a GPU of its own" if one.gpu else "")
     return f"""<div class="form-check mb-3">
   <input class="form-check-input" type="radio" name="{OPTION}" id="choice-{target}" value="{target}"
     {"checked" if checked else ""} required>

@@ -55,7 +55,7 @@ def test_the_form_has_an_entry_for_each_image_with_title_size_and_reason() -> No
     page = shown()
     assert [one["value"] for one in page.inputs] == ["cpu", "cuda"]
     assert {one["name"] for one in page.inputs} == {"image"}
-    for words in (CPU.title, CPU.why, CUDA.title, CUDA.why, "0.5 GB", "3.2 GB, with a GPU of its own"):
+    for words in (CPU.title, CPU.why, CUDA.title, CUDA.why, "478 MB", "3.2 GB, with a GPU of its own"):
         assert words in page.text, words
     assert "b" not in page.tags, "what a table says is text, not HTML"
 
