@@ -75,7 +75,7 @@ def offer_another(made: Hub) -> None:
     lock.write(locked, images)
     image, reference = (text.replace(f"/{one.target}", f"/{ANOTHER}") for text in (one.image, one.reference))
     published.keep(
-        images, replace(one, target=ANOTHER, image=image, reference=reference, lock=locked.digest, size=478_000_000)
+        images, replace(one, target=ANOTHER, image=image, reference=reference, lock=locked.digest)
     )
 
 

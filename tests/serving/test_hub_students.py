@@ -18,7 +18,7 @@ import hubs
 import pytest
 import seats
 from hubs import Hub, Student
-from seats import Seat, browser, rest, started, until
+from seats import Seat, browser, rest, servers, started, until
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 ROOT = Path(__file__).parents[2]
@@ -310,3 +310,17 @@ def command_lines() -> list[bytes]:
         with contextlib.suppress(OSError):
             found.append(place.read_bytes())
     return found
+
+
+def test_a_server_that_nobody_uses_is_stopped_and_its_files_stay(tmp_path: Path) -> None:
+    with hubs.serve(tmp_path, "[student]\nidle = 1\n") as made:
+        ada = Student(made, "ada")
+        started(ada)
+        (box,) = containers(made, "ada")
+        docker("exec", box, "sh", "-c", "echo hers > /home/student/work/mine.txt")
+        until(lambda: not containers(made, "ada"), 240)  # a minute of nothing, looked for each minute
+        until(lambda: not servers(ada))
+        started(ada)
+        (again,) = containers(made, "ada")
+        assert again != box
+        assert docker("exec", again, "cat", "/home/student/work/mine.txt") == "hers"
