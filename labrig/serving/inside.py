@@ -46,8 +46,16 @@ def configure(c: Any, choices: Sequence[Choice], ids: Sequence[str]) -> None:
     spawner.options_form = functools.partial(form, known) if len(choices) > 1 else ""
     spawner.options_from_form = options
     spawner.apply_user_options = applied
-    spawner.pre_spawn_hook = functools.partial(prepare, known, pool)
-    spawner.post_stop_hook = functools.partial(release, pool)
+
+    # Functions, no partials: traitlets gives each spawner a deep copy of what is configured, of the pool in a partial
+    # as well, and then two students would get one GPU.
+    async def before(spawner: Any) -> None:
+        await prepare(known, pool, spawner)
+
+    def after(spawner: Any) -> None:
+        release(pool, spawner)
+
+    c.DockerSpawner.pre_spawn_hook, c.DockerSpawner.post_stop_hook = before, after
 
 
 # ------------------------------------------------------------------------------------------------ the choice

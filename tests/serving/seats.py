@@ -74,9 +74,7 @@ def offer_another(made: Hub) -> None:
     locked = replace(lock.read(lock.path(images, one.target, one.platform)), target=ANOTHER, inputs=asked)
     lock.write(locked, images)
     image, reference = (text.replace(f"/{one.target}", f"/{ANOTHER}") for text in (one.image, one.reference))
-    published.keep(
-        images, replace(one, target=ANOTHER, image=image, reference=reference, lock=locked.digest)
-    )
+    published.keep(images, replace(one, target=ANOTHER, image=image, reference=reference, lock=locked.digest))
 
 
 def until(what: Callable[[], Any], seconds: float = 60) -> Any:
