@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 KEEPER = "hub"  # what server_native calls it
 PATIENCE = 60.0  # seconds until the hub has to answer; it takes two, on a busy machine ten
 ANSWER = 5.0  # seconds for one answer of it
-LINES = 15  # of its log, in an error
+LINES = 25  # of its log, in an error
 GRACE = 15  # seconds for a student's server to end its kernels
 COLUMNS = ("student", "target", "since", "container")
 RUNNING, SILENT, ENDED, NONE = "running", "not answering", "ended", "not started"
