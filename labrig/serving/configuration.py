@@ -12,6 +12,7 @@ from labrig.serving.inside import Choice
 from labrig.serving.settings import SHARED, USER, Settings
 
 TEMPLATE = "serving/jupyterhub_config.py.j2"
+PAGES = "serving/pages"  # what JupyterHub shows instead of its own
 
 
 def text(settings: Settings, images: Mapping[Offer, str], gpus: int, note: state.Note, templates: Path) -> str:
@@ -38,6 +39,7 @@ def text(settings: Settings, images: Mapping[Offer, str], gpus: int, note: state
         "student": settings.student,
         "login": login,
         "shared": login.authenticator == SHARED,
+        "pages": str((templates / PAGES).absolute()),
         "password": login.password or folder[state.PASSWORD],
         "admin_password": folder[state.ADMIN_PASSWORD],
         "authenticator": logins.name_of(login.authenticator),

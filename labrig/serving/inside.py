@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from labrig import daemon, image
-from labrig.serving import gpus
-from labrig.serving.gpus import Pool
+from labrig.serving import state
+from labrig.serving.gpus import LABEL, Pool
 
 OPTION = "image"  # the one thing that students choose: in the form, and in user_options of the REST API
-OWNER = "labrig.hub.student"  # label of a student's container and volume: whose
 KEPT = "Your files are kept."
 
 
@@ -47,8 +46,16 @@ def configure(c: Any, choices: Sequence[Choice], ids: Sequence[str]) -> None:
     spawner.options_form = functools.partial(form, known) if len(choices) > 1 else ""
     spawner.options_from_form = options
     spawner.apply_user_options = applied
-    spawner.pre_spawn_hook = functools.partial(prepare, known, pool)
-    spawner.post_stop_hook = functools.partial(release, pool)
+
+    # Functions, no partials: traitlets gives each spawner a deep copy of what is configured, of the pool in a partial
+    # as well, and then two students would get one GPU.
+    async def before(spawner: Any) -> None:
+        await prepare(known, pool, spawner)
+
+    def after(spawner: Any) -> None:
+        release(pool, spawner)
+
+    c.DockerSpawner.pre_spawn_hook, c.DockerSpawner.post_stop_hook = before, after
 
 
 # ------------------------------------------------------------------------------------------------ the choice
@@ -63,7 +70,8 @@ def form(known: Mapping[str, Choice], spawner: Any) -> str:
 
 def _entry(one: Choice, *, checked: bool) -> str:
     target, title, why = (html.escape(text) for text in (one.target, one.title, one.why))
-    about = f"{one.size / 1e9:.1f} GB" + (", with a GPU of its own" if one.gpu else "")
+    size = f"{one.size / 1e9:.1f} GB" if one.size >= 1e9 else f"{one.size / 1e6:.0f} MB"
+    about = size + (", with a GPU of its own" if one.gpu else "")
     return f"""<div class="form-check mb-3">
   <input class="form-check-input" type="radio" name="{OPTION}" id="choice-{target}" value="{target}"
     {"checked" if checked else ""} required>
@@ -109,15 +117,14 @@ async def prepare(known: Mapping[str, Choice], pool: Pool, spawner: Any) -> None
     spawner.image = one.image
     with in_words(one):
         await make_folder(one, spawner)
-        gpu = await take_gpu(one, pool, spawner) if one.gpu else None
+        gpu = await take_gpu(pool, spawner) if one.gpu else None
     # From the configuration, not from the spawner: it has what was set here for another image before.
     asked = spawner.config.DockerSpawner
     host, create = dict(asked.get("extra_host_config", {})), dict(asked.get("extra_create_kwargs", {}))
-    labels = {**create.get("labels", {}), OWNER: spawner.user.name}
     if gpu is not None:
         host["device_requests"] = [{"Driver": "", "Count": 0, "DeviceIDs": [gpu], "Capabilities": [["gpu"]]}]
-        labels[gpus.LABEL] = gpu
-    spawner.extra_host_config, spawner.extra_create_kwargs = host, {**create, "labels": labels}
+        create["labels"] = {**create.get("labels", {}), LABEL: gpu}
+    spawner.extra_host_config, spawner.extra_create_kwargs = host, create
 
 
 def release(pool: Pool, spawner: Any) -> None:
@@ -136,27 +143,27 @@ async def make_folder(one: Choice, spawner: Any) -> None:
     from docker.types import Mount
 
     name = f"{spawner.container_name}-volume"
-    volume = next(name for name, bind in spawner.volume_binds.items() if bind["bind"] == image.WORK)
+    volume = next(name for name, bind in spawner.volume_binds.items() if bind["bind"] == str(image.WORK))
     with contextlib.suppress(NotFound):  # it is there only where a hub was killed at this point
         await spawner.docker("remove_container", name, force=True)
-    mount = Mount(image.HOME, volume, type="volume", labels={OWNER: spawner.user.name})
+    labels = {state.MARK: state.mark(), state.USER: spawner.user.name}
+    mount = Mount(image.HOME, volume, type="volume", labels=labels)
     host = spawner.client.create_host_config(mounts=[mount], network_mode="none")
     await spawner.docker("create_container", one.image, ["true"], name=name, host_config=host)
     await spawner.docker("remove_container", name, force=True)
 
 
-async def take_gpu(one: Choice, pool: Pool, spawner: Any) -> str:
+async def take_gpu(pool: Pool, spawner: Any) -> str:
     """A GPU that nobody else has. Raises SpawnException 503 where there is none."""
     held = pool.held()
-    found = await spawner.docker("containers", filters={"label": gpus.LABEL})
-    running = {each["Names"][0].lstrip("/"): each["Labels"][gpus.LABEL] for each in found}
+    found = await spawner.docker("containers", filters={"label": LABEL})
+    running = {each["Names"][0].lstrip("/"): each["Labels"][LABEL] for each in found}
     if (gpu := pool.take(spawner.container_name, running, held)) is None:
         many = len(pool.ids)
         all_of_them = "the one GPU is" if many == 1 else f"all {many} GPUs are"
         raise refusal(
             f"No GPU is free: {all_of_them} in use. Choose an image without one, or try again when somebody has "
-            f"stopped their server. {KEPT}" if many else f"This server has no GPU, and {one.target} needs one.",
-            "gpu", 503,
+            f"stopped their server. {KEPT}", "gpu", 503,
         )  # fmt: skip
     return gpu
 

@@ -21,12 +21,9 @@ NETWORK = 0x40000000  # CLONE_NEWNET, sched.h
 # An engine hands out GPUs once this program is on its PATH, and runs it before a container starts (moby,
 # daemon/nvidia_linux.go). NVIDIA's puts the devices in; this one nothing, so what is seen is which id was asked for.
 HOOK = "nvidia-container-runtime-hook"
-# What this host asks for its GPUs.
+# What a host is asked for its GPUs, and says (labrig.host).
 SMI = """#!/bin/sh
-case "$*" in
-  *--query-gpu*) for one in {ids}; do echo "Tesla T4, 7.5, 15360"; done ;;
-  *) echo "no such question: $*" >&2; exit 1 ;;
-esac
+for one in {ids}; do echo "Tesla T4, 7.5, 15360, 580.65.06"; done
 """
 
 
@@ -77,12 +74,17 @@ class Engine:
 
 
 @contextlib.contextmanager
-def engine(folder: Path, image: str) -> Iterator[Engine]:
-    """A running engine that has an image of the first one; everything of it is gone afterwards."""
+def engine(folder: Path, image: str, *, gpus: int) -> Iterator[Engine]:
+    """A running engine that has an image of the first one; everything of it is gone afterwards.
+
+    Its folder ``bin``, on a PATH, makes it look like a host with so many GPUs.
+    """
     folder.mkdir()
     (folder / "bin").mkdir()
-    (folder / "bin" / HOOK).write_text("#!/bin/sh\nexit 0\n")
-    (folder / "bin" / HOOK).chmod(0o755)
+    scripts = {HOOK: "#!/bin/sh\nexec cat > /dev/null\n", "nvidia-smi": SMI.format(ids=" ".join(map(str, range(gpus))))}
+    for name, script in scripts.items():
+        (folder / "bin" / name).write_text(script)
+        (folder / "bin" / name).chmod(0o755)
     made = Engine(folder, f"labrig-{os.getpid()}")
     subprocess.run(["ip", "netns", "add", made.network], check=True, timeout=20)
     try:

@@ -6,20 +6,31 @@ import contextlib
 import json
 import os
 import shutil
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from hubs import Hub
+    from hubs import Hub, Student
     from selenium.webdriver import Chrome
     from selenium.webdriver.remote.webelement import WebElement
 
-SECONDS = 120  # for a step of a page, on a machine that others use as well
-PLOT = "return [...document.querySelectorAll('.jp-OutputArea-output img')].find(i => i.naturalWidth > 300)"
+ANOTHER = "cpu-next"
+SECONDS = 60  # for a step of a page, on a machine that others use as well
+# A cell that is out of sight is not in the page (JupyterLab's windowed notebooks): scroll up until a plot is there.
+PLOT = """
+const found = [...document.querySelectorAll('.jp-OutputArea-output img')].find(i => i.naturalWidth > 300);
+if (!found)
+  document.querySelectorAll('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-WindowedPanel-outer')
+    .forEach(one => one.scrollBy(0, -150));
+return found;
+"""
 # Asks the kernel as JupyterLab does: over a WebSocket through the proxy (jupyter-client, docs: messaging).
 RUN = """
 const [base, kernel, code, done] = arguments;
@@ -48,6 +59,62 @@ fetch(path, {method, body: body || undefined, headers: {'X-XSRFToken': key, 'Con
   .then(answer => answer.text().then(text => done([answer.status, text])))
   .catch(error => done([0, String(error)]));
 """
+
+
+def offer_another(made: Hub) -> None:
+    """A second entry in what students choose from: the same image, which is here, under another name."""
+    from labrig import lock, published, spec
+
+    images = made.checkout / "images"
+    (one,) = published.read(images)
+    table = images / spec.TABLE
+    row = table.read_text().partition(f"[targets.{one.target}]")[2].partition("\n[")[0]
+    table.write_text(f"{table.read_text()}\n[targets.{ANOTHER}]{row}\n")
+    asked = lock.inputs_digest(spec.read(table).targets[ANOTHER], one.platform)
+    locked = replace(lock.read(lock.path(images, one.target, one.platform)), target=ANOTHER, inputs=asked)
+    lock.write(locked, images)
+    image, reference = (text.replace(f"/{one.target}", f"/{ANOTHER}") for text in (one.image, one.reference))
+    published.keep(images, replace(one, target=ANOTHER, image=image, reference=reference, lock=locked.digest))
+
+
+def until(what: Callable[[], Any], seconds: float = 60) -> Any:
+    """What something gives once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, f"nothing within {seconds} s"
+        time.sleep(0.2)
+    return found
+
+
+def rest(student: Student, method: str, path: str, body: object = None) -> tuple[int, str]:
+    """The hub's REST API, as a student who is logged in."""
+    key = next(cookie.value for cookie in student.cookies if cookie.name == "_xsrf" and cookie.path == "/hub/")
+    request = urllib.request.Request(  # noqa: S310 - an address of ours
+        f"{student.made.url}hub/api/{path}", json.dumps(body).encode() if body is not None else None,
+        {"X-XSRFToken": str(key), "Content-Type": "application/json"}, method=method,
+    )  # fmt: skip
+    try:
+        with student.opener.open(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def started(student: Student, **options: str) -> None:
+    """Start a student's server through the REST API, unless it is there, and wait until it can be used."""
+    if not servers(student):
+        body = {"user_options": options} if options else None
+        status, text = rest(student, "POST", f"users/{student.name}/server", body)
+        assert status in (201, 202), text
+    until(lambda: servers(student).get("", {}).get("ready"), 120)
+
+
+def servers(student: Student) -> dict[str, Any]:
+    """What the hub says of a student's servers."""
+    status, text = rest(student, "GET", f"users/{student.name}")
+    assert status == 200, text
+    return dict(json.loads(text)["servers"])
 
 
 @contextlib.contextmanager
@@ -87,30 +154,38 @@ class Seat:
         self.page.get(self.hub.url.rstrip("/") + path)
 
     def wait(self, what: Callable[[Chrome], Any]) -> Any:
+        """What a function of the page gives once it is true; a page that changes meanwhile is asked again."""
+        from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.page, SECONDS).until(what)
+        passing = (StaleElementReferenceException, ElementClickInterceptedException)
+        return WebDriverWait(self.page, SECONDS, ignored_exceptions=passing).until(what)
 
     def see(self, css: str = "", xpath: str = "") -> WebElement:
         """The first element of that kind that can be seen, once there is one."""
+        return self.wait(lambda page: self._shown(css, xpath))  # type: ignore[no-any-return]
+
+    def press(self, css: str = "", xpath: str = "") -> None:
+        """Click on it."""
+        self.wait(lambda page: (one := self._shown(css, xpath)) and (one.click(), True))
+
+    def _shown(self, css: str, xpath: str) -> WebElement | None:
         from selenium.webdriver.common.by import By
 
         by, where = (By.CSS_SELECTOR, css) if css else (By.XPATH, xpath)
-        return self.wait(  # type: ignore[no-any-return]
-            lambda page: next((one for one in page.find_elements(by, where) if one.is_displayed()), None)
-        )
+        return next((one for one in self.page.find_elements(by, where) if one.is_displayed()), None)
 
     def log_in(self, password: str) -> None:
         """Through the hub's page; afterwards the choice of an image is shown, or the server starts."""
         self.open("/hub/login")
         self.see("#username_input").send_keys(self.name)
         self.see("#password_input").send_keys(password)
-        self.see("#login_submit").click()
+        self.press("#login_submit")
         self.wait(lambda page: "/hub/login" not in page.current_url)
 
     def choose(self, target: str) -> None:
-        self.see(f"input[value='{target}']").click()
-        self.see("#spawn_form button[type=submit]").click()
+        self.press(f"input[value='{target}']")
+        self.press("#spawn_form button[type=submit]")
 
     def in_lab(self) -> str:
         """Wait for JupyterLab; gives the path of what it opens with."""
@@ -125,8 +200,18 @@ class Seat:
         self.see(xpath="//*[@id='jp-main-statusbar']//*[contains(text(), '| Idle')]")
 
     def menu(self, bar: str, entry: str) -> None:
-        self.see(xpath=f"//div[contains(@class, 'lm-MenuBar-itemLabel')][text()='{bar}']").click()
-        self.see(xpath=f"//div[contains(@class, 'lm-Menu-itemLabel')][text()='{entry}']").click()
+        self.press(xpath=f"//div[contains(@class, 'lm-MenuBar-itemLabel')][text()='{bar}']")
+        self.press(xpath=f"//div[contains(@class, 'lm-Menu-itemLabel')][text()='{entry}']")
+
+    def save_notebook(self) -> None:
+        """Save it, and wait until the page says that it is.
+
+        It is not asked for meanwhile: a server that reads a half-written notebook puts the former one into its place,
+        and the save fails (jupyter_server, services/contents: seen with 2 readers in 1 of 20 saves).
+        """
+        self.menu("File", "Save Notebook")
+        dirty = "return !document.querySelector('.lm-TabBar-tab.lm-mod-current.jp-mod-dirty')"
+        self.wait(lambda page: page.execute_script(dirty))
 
     def see_plot(self) -> WebElement:
         plot: WebElement = self.wait(lambda page: page.execute_script(PLOT))
@@ -134,12 +219,11 @@ class Seat:
         self.wait(lambda page: plot.is_displayed() and plot.size["width"] > 300)
         return plot
 
-    def kernel(self) -> str:
-        """The id of the one kernel that runs."""
-        status, text = self.fetch("GET", f"{self.base}api/kernels")
+    def kernel(self, path: str) -> str:
+        """The id of a notebook's kernel."""
+        status, text = self.fetch("GET", f"{self.base}api/sessions")
         assert status == 200, text
-        (found,) = json.loads(text)
-        return str(found["id"])
+        return next(str(one["kernel"]["id"]) for one in json.loads(text) if one["path"] == path)
 
     def run(self, kernel: str, code: str) -> str:
         """What a kernel prints for some code, asked from this page."""
@@ -155,9 +239,9 @@ class Seat:
         from selenium.webdriver.common.by import By
 
         self.open("/hub/home")
-        self.see("#stop").click()
+        self.press("#stop")
         self.wait(lambda page: not any(one.is_displayed() for one in page.find_elements(By.ID, "stop")))
 
     def start_server(self) -> None:
         self.open("/hub/home")
-        self.see("#start").click()
+        self.press("#start")

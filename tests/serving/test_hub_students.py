@@ -10,16 +10,15 @@ import json
 import os
 import signal
 import subprocess
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hubs
 import pytest
+import seats
 from hubs import Hub, Student
-from seats import Seat, browser
+from seats import Seat, browser, rest, servers, started, until
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 ROOT = Path(__file__).parents[2]
@@ -58,15 +57,6 @@ print(json.dumps({
 """
 
 
-def until(what: Callable[[], Any], seconds: float = 60) -> Any:
-    """What something gives once it is true."""
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, f"nothing within {seconds} s"
-        time.sleep(0.2)
-    return found
-
-
 def docker(*words: str) -> str:
     done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -84,31 +74,11 @@ def inspected(hub: Hub, name: str) -> Any:
     return found
 
 
-def rest(student: Student, method: str, path: str, body: object = None) -> tuple[int, str]:
-    """The hub's REST API, as a student who is logged in."""
-    key = next(cookie.value for cookie in student.cookies if cookie.name == "_xsrf" and cookie.path == "/hub/")
-    request = urllib.request.Request(
-        f"{student.made.url}hub/api/{path}", json.dumps(body).encode() if body is not None else None,
-        {"X-XSRFToken": str(key), "Content-Type": "application/json"}, method=method,
-    )  # fmt: skip
-    try:
-        with student.opener.open(request, timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-def started(student: Student, **options: str) -> None:
-    """Start a student's server through the REST API, and wait until it can be used."""
-    status, text = rest(student, "POST", f"users/{student.name}/server", {"user_options": options} if options else None)
-    assert status in (201, 202), text
-    until(lambda: json.loads(rest(student, "GET", f"users/{student.name}")[1])["servers"].get("", {}).get("ready"), 120)
-
-
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    with hubs.serve(tmp_path_factory.mktemp("hub"), SETTINGS) as made:
+    with hubs.prepared(tmp_path_factory.mktemp("hub"), SETTINGS) as made:
+        seats.offer_another(made)
+        made.up()
         yield made
 
 
@@ -131,23 +101,42 @@ def seat(hub: Hub, tmp_path: Path) -> Iterator[Callable[[str], Seat]]:
                 one.page.save_screenshot(str(ARTIFACTS / f"{one.name}.png"))
 
 
+def is_run(one: Seat, lab: str) -> bool:
+    """Whether a student's notebook, as it is kept, has run from its first cell to its last, and shows what came out."""
+    status, text = one.fetch("GET", f"{one.base}api/contents/labs/notebooks/{lab}.ipynb")
+    assert status == 200, text
+    cells = [cell for cell in json.loads(text)["content"]["cells"] if cell["cell_type"] == "code"]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    return bool(outputs) and all(cell["execution_count"] for cell in cells)
+
+
 def test_two_students_run_a_lab_keep_their_files_and_see_only_their_own(hub: Hub, seat: Callable[[str], Seat]) -> None:
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
     ada, grace = seat("ada"), seat("grace")
+    ada.open("/hub/login")
+    assert "PyTorch labs" in ada.see("h1").text
+    ada.page.save_screenshot(str(ARTIFACTS / "login.png"))
     for one in (ada, grace):
         one.log_in(hub.secret())
+        one.see("#spawn_form")
+        one.page.save_screenshot(str(ARTIFACTS / "choice.png"))
+        one.choose("cpu")
     for one, lab in ((ada, "01_tensors"), (grace, "02_autograd")):
-        assert one.in_lab().startswith(f"/user/{one.name}/lab/tree/labs/notebooks/01_")
+        one.in_lab()
+        one.see(xpath="//li[contains(@class, 'lm-TabBar-tab')]//*[text()='01_tensors.ipynb']")
         one.open_notebook(f"labs/notebooks/{lab}.ipynb")
         one.menu("Run", "Run All Cells")
     for one, lab in ((ada, "01_tensors"), (grace, "02_autograd")):
-        one.see_plot()
-        until(lambda one=one: one.run(one.kernel(), "print(torch.__version__)").startswith("2."))
-        one.menu("File", "Save Notebook")
-        path = f"{one.base}api/contents/labs/notebooks/{lab}.ipynb"
-        until(lambda one=one, path=path: "image/png" in one.fetch("GET", path)[1])
+        kernel = one.kernel(f"labs/notebooks/{lab}.ipynb")
+        assert one.run(kernel, "print('done')") == "done\n"  # after all cells, which it was given before
+        one.see(xpath="//*[@id='jp-main-statusbar']//*[contains(text(), '| Idle')]")
+        one.save_notebook()
+        assert is_run(one, lab)
         written = {"type": "file", "format": "text", "content": f"{one.name} was here"}
         assert one.fetch("PUT", f"{one.base}api/contents/mine.txt", written)[0] == 201
-        one.page.save_screenshot(str(ARTIFACTS / f"{one.name}-lab.png"))
+    grace.see_plot()
+    grace.page.save_screenshot(str(ARTIFACTS / "plot.png"))
     before = {one.name: containers(hub, one.name) for one in (ada, grace)}
     # What is the other's is closed, by the other's own server.
     assert ada.fetch("GET", f"{grace.base}api/contents/mine.txt")[0] == 403
@@ -157,18 +146,20 @@ def test_two_students_run_a_lab_keep_their_files_and_see_only_their_own(hub: Hub
         one.stop_server()
         until(lambda one=one: not containers(hub, one.name))
         one.start_server()
+        one.choose("cpu")
     for one, lab in ((ada, "01_tensors"), (grace, "02_autograd")):
         one.in_lab()
         assert containers(hub, one.name) != before[one.name]
         status, text = one.fetch("GET", f"{one.base}api/contents/mine.txt")
         assert (status, json.loads(text)["content"]) == (200, f"{one.name} was here")
-        assert "image/png" in one.fetch("GET", f"{one.base}api/contents/labs/notebooks/{lab}.ipynb")[1]
+        assert is_run(one, lab)
 
 
 def test_the_walls_around_a_student_hold(hub: Hub, seat: Callable[[str], Seat]) -> None:
     """As the student's own Python sees them, and as the engine says."""
     linus = seat("linus")
     linus.log_in(hub.secret())
+    linus.choose("cpu")
     linus.in_lab()
     kernel = json.loads(linus.fetch("POST", f"{linus.base}api/kernels", {"name": "python3"})[1])["id"]
     look = json.loads(linus.run(kernel, LOOK))
@@ -203,18 +194,20 @@ def test_the_walls_around_a_student_hold(hub: Hub, seat: Callable[[str], Seat]) 
 def test_a_third_asks_for_another_image_and_is_refused(hub: Hub) -> None:
     mallory = Student(hub, "mallory")
     assert mallory.is_in
+    there = f"There is: cpu, {seats.ANOTHER}."
     identity = docker("image", "inspect", "--format", "{{.Id}}", "labrig/cpu")
     wanted: list[Any] = ["python:3.12", identity, "cuda", "", ["cpu"], {"cpu": 1}, 7, None, "x" * 4000, "<b>"]
     for image in wanted:
         status, text = rest(mallory, "POST", "users/mallory/server", {"user_options": {"image": image}})
-        assert status == 400, text
-        assert json.loads(text)["message"].endswith("There is: cpu."), text
+        assert (status, json.loads(text)["message"].endswith(there)) == (400, True), text
     status, text = rest(mallory, "POST", "users/mallory/server", {"user_options": {"mem_limit": "64G"}})
     assert (status, "mem_limit" in text) == (400, True)
-    for path, form in (("hub/spawn/mallory", {"image": "python:3.12"}), ("hub/spawn/mallory?image=python:3.12", None)):
+    forged = {"image": "python:3.12"}
+    for path, form in (("hub/spawn/mallory", forged), ("hub/spawn/mallory?image=python:3.12", None)):
         status, _, page = mallory.ask(path, form)
         assert status == 400
-        assert "There is no image &#39;python:3.12&#39; here. There is: cpu." in page
+        assert f"There is no image &#39;python:3.12&#39; here. {there}" in page
+        assert 'name="image"' in page, "and the choice is shown again"
     assert not containers(hub, "mallory")
     started(mallory)  # what was refused is not remembered
     assert inspected(hub, "mallory")["Image"] == identity
@@ -235,7 +228,7 @@ for place in sys.argv[1:]:
 
 def test_students_reach_the_hub_and_neither_each_other_nor_other_containers(hub: Hub) -> None:
     for name in ("barbara", "edsger"):
-        started(Student(hub, name))
+        started(Student(hub, name), image="cpu")
     (barbara,), (edsger,) = containers(hub, "barbara"), containers(hub, "edsger")
     network = inspected(hub, "edsger")["NetworkSettings"]
     (own,) = network["Networks"].values()
@@ -250,7 +243,6 @@ def test_students_reach_the_hub_and_neither_each_other_nor_other_containers(hub:
         # Each of them is there: this machine reaches it.
         reached = subprocess.run(["python3", "-c", REACH, *places[:2], f"127.0.0.1:{published}", at_hub],
                                  capture_output=True, text=True, timeout=60)  # fmt: skip
-        until(lambda: True)
         assert reached.stdout.split() == ["open"] * 4, reached
         found = docker("exec", barbara, "python", "-c", REACH, *places).split()
         assert found == ["closed", "closed", "closed", "open"]
@@ -264,6 +256,8 @@ def test_the_hub_is_killed_and_students_work_on(hub: Hub, seat: Callable[[str], 
     kernels = {}
     for one in (ada, grace):
         one.log_in(hub.secret())
+        if "/hub/spawn" in one.page.current_url:
+            one.choose("cpu")
         one.in_lab()
         kernels[one.name] = json.loads(one.fetch("POST", f"{one.base}api/kernels", {"name": "python3"})[1])["id"]
         one.run(kernels[one.name], f"kept = '{one.name}'; count = 0")
@@ -276,7 +270,6 @@ def test_the_hub_is_killed_and_students_work_on(hub: Hub, seat: Callable[[str], 
             said = one.run(kernels[one.name], "count += 1; print(kept, count)").split()
             assert said == [one.name, str(times)]
         assert times < 300
-    assert json.loads(urllib.request.urlopen(f"{hub.url}hub/api/", timeout=20).read())["version"]
     assert containers(hub) == before
     for one in (ada, grace):
         assert one.fetch("GET", f"{one.base}api/kernels/{kernels[one.name]}")[0] == 200
@@ -285,3 +278,50 @@ def test_the_hub_is_killed_and_students_work_on(hub: Hub, seat: Callable[[str], 
     ada.stop_server()
     until(lambda: not containers(hub, "ada"))
     assert containers(hub, "grace")
+
+
+def test_no_secret_is_where_somebody_could_read_it(hub: Hub) -> None:
+    """Not in a log, a rendered file, a command line, nor in what the engine tells but of a student's own container."""
+    hopper = Student(hub, "hopper")
+    started(hopper, image="cpu")
+    box = inspected(hub, "hopper")
+    own = [line for line in box["Config"]["Env"] if line.startswith(("JUPYTERHUB_API_TOKEN=", "JPY_API_TOKEN="))]
+    token = own[0].partition("=")[2]
+    kept = {name: (hub.place / name).read_text().strip() for name in ("password", "proxy-token", "cookie-secret")}
+    secrets = {**kept, "the student's token": token}
+    assert all(len(one) >= 12 for one in secrets.values())
+    files = [file for file in hub.place.rglob("*") if file.is_file() and file.name not in kept]
+    assert {"log", "jupyterhub_config.py", "jupyterhub.sqlite"} <= {file.name for file in files}
+    lines = command_lines()
+    assert any(b"configurable-http-proxy" in line for line in lines)
+    told = {one: docker("inspect", one) for one in containers(hub)}
+    for name, value in secrets.items():
+        found = [str(file) for file in files if value.encode() in file.read_bytes()]
+        assert not found, (name, found)
+        assert not [line for line in lines if value.encode() in line], name
+        assert [one for one, text in told.items() if value in text] == ([box["Id"]] if value == token else []), name
+    for name in kept:
+        assert (hub.place / name).stat().st_mode & 0o077 == 0, name
+
+
+def command_lines() -> list[bytes]:
+    """Of all processes; one may end meanwhile."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(place.read_bytes())
+    return found
+
+
+def test_a_server_that_nobody_uses_is_stopped_and_its_files_stay(tmp_path: Path) -> None:
+    with hubs.serve(tmp_path, "[student]\nidle = 1\n") as made:
+        ada = Student(made, "ada")
+        started(ada)
+        (box,) = containers(made, "ada")
+        docker("exec", box, "sh", "-c", "echo hers > /home/student/work/mine.txt")
+        until(lambda: not containers(made, "ada"), 240)  # a minute of nothing, looked for each minute
+        until(lambda: not servers(ada))
+        started(ada)
+        (again,) = containers(made, "ada")
+        assert again != box
+        assert docker("exec", again, "cat", "/home/student/work/mine.txt") == "hers"

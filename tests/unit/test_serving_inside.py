@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from html.parser import HTMLParser
 from types import SimpleNamespace
+from typing import Any
 
 import docker.errors
 import pytest
@@ -55,7 +57,7 @@ def test_the_form_has_an_entry_for_each_image_with_title_size_and_reason() -> No
     page = shown()
     assert [one["value"] for one in page.inputs] == ["cpu", "cuda"]
     assert {one["name"] for one in page.inputs} == {"image"}
-    for words in (CPU.title, CPU.why, CUDA.title, CUDA.why, "0.5 GB", "3.2 GB, with a GPU of its own"):
+    for words in (CPU.title, CPU.why, CUDA.title, CUDA.why, "478 MB", "3.2 GB, with a GPU of its own"):
         assert words in page.text, words
     assert "b" not in page.tags, "what a table says is text, not HTML"
 
@@ -135,3 +137,16 @@ def test_what_the_engine_refuses_is_said_in_a_students_words(error: Exception, w
 def test_a_refusal_that_is_meant_for_a_student_passes() -> None:
     with pytest.raises(SpawnException, match="no GPU"), inside.in_words(CPU):
         raise inside.refusal("no GPU", "gpu", 503)
+
+
+def test_all_spawners_share_one_pool_though_traitlets_copies_what_is_configured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pools: list[Any] = []
+    monkeypatch.setattr(inside, "release", lambda pool, spawner: pools.append(pool))
+    c = SimpleNamespace(DockerSpawner=SimpleNamespace())
+    inside.configure(c, [CPU, CUDA], ["0", "1"])
+    for _ in range(2):
+        copy.deepcopy(c.DockerSpawner.post_stop_hook)(None)
+    assert pools[0] is pools[1]
+    assert copy.deepcopy(c.DockerSpawner.pre_spawn_hook) is c.DockerSpawner.pre_spawn_hook
