@@ -25,7 +25,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from bench import images, kernel, rest, student
+from bench import images, kernel, publishing, rest, student
 from bench.clock import INVOKE, ROOT, run
 from labrig import daemon, environment, home, image, published, server_native
 from labrig.engines import Environment
@@ -64,7 +64,7 @@ class Figures:
     torch: list[rest.Memory] = field(default_factory=list)  # the same with a kernel that holds torch
     cpu: list[float] = field(default_factory=list)  # CPU seconds a minute, of each
     cpu_hub: list[float] = field(default_factory=list)  # CPU seconds a minute, of hub, proxy and culler
-    labs: list[tuple[str, int, str]] = field(default_factory=list)  # lab, bytes at most, how it ended
+    labs: list[tuple[str, int, int, str]] = field(default_factory=list)  # bytes at most, shared, how it ended
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ def _version(address: str) -> str:
 
 def _clear(client: DockerClient, folder: Path) -> None:
     """Remove the containers, volumes and networks of the hub of this folder, and no others."""
-    mine = {"label": f"{state.MARK}={state.mark_of(folder)}"}
+    with publishing._cache(folder.parent):
+        mine = {"label": f"{state.MARK}={state.mark()}"}
     for container in client.containers.list(all=True, filters=mine):
         container.remove(force=True)
     for volume in client.volumes.list(filters=mine):
@@ -273,7 +274,7 @@ def _run_labs(hub: Running, client: DockerClient, found: Figures) -> None:
         print(f"  {name}", file=sys.stderr, flush=True)
         cells = student.api(one, "GET", f"/api/contents/{NOTEBOOKS}/{name}")["content"]["cells"]
         ended = "yes"
-        with rest.peak(container) as most:
+        with rest.watched(container) as seen:
             try:
                 with student.session(one, NOTEBOOKS) as connection:
                     for cell in cells:
@@ -281,7 +282,8 @@ def _run_labs(hub: Running, client: DockerClient, found: Figures) -> None:
                             kernel.converse(connection, "".join(cell["source"]))
             except RuntimeError as error:
                 ended = f"no: {str(error)[:100]}"
-        found.labs.append((name.removesuffix(".ipynb"), most[0], ended))
+        most = max(one.own for one in seen), max(one.shared for one in seen)
+        found.labs.append((name.removesuffix(".ipynb"), *most, ended))
     student.stop(one)
 
 
@@ -388,10 +390,12 @@ def _costs(found: Figures) -> list[str]:
 def _needs(found: Figures) -> list[str]:
     limit = settings.Student().memory
     lines = [
-        f"| lab, as a notebook in a student's container (limit {limit / MIB:.0f} MiB) | memory at most, MiB | ran |",
-        "|---|---|---|",
+        f"| lab, as a notebook in a student's container of {limit / MIB:.0f} MiB | MiB at most | of it tmpfs | ran |",
+        "|---|---|---|---|",
     ]
-    return lines + [f"| `{name}` | {most / MIB:.0f} | {ended} |" for name, most, ended in found.labs]
+    return lines + [
+        f"| `{name}` | {most / MIB:.0f} | {shared / MIB:.0f} | {ended} |" for name, most, shared, ended in found.labs
+    ]
 
 
 def _spread(figures: Sequence[float], digits: int = 1) -> str:

@@ -19,10 +19,11 @@ EVERY = 0.2  # seconds between two looks for a peak
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a container, by its cgroup: ``own`` cannot be taken back (anonymous, and /dev/shm), ``files`` is page
-    cache, which Linux drops when it needs the room."""
+    """Bytes of a container, by its cgroup: ``own`` cannot be taken back, ``shared`` is the part of it in /dev/shm and
+    other tmpfs, ``files`` is page cache, which Linux drops when it needs the room."""
 
     own: int
+    shared: int
     files: int
 
 
@@ -34,7 +35,8 @@ def memory(container: Container) -> Memory:
     def of(kind: str) -> int:
         return sum(int(held.get(f"total_{one}_{kind}", held[f"{one}_{kind}"])) for one in ("active", "inactive"))
 
-    return Memory(of("anon"), of("file"))
+    private = int(held["anon"] if "anon" in held else held["total_rss"])
+    return Memory(of("anon"), max(0, of("anon") - private), of("file"))
 
 
 def cpu_seconds(container: Container) -> float:
@@ -43,18 +45,18 @@ def cpu_seconds(container: Container) -> float:
 
 
 @contextmanager
-def peak(container: Container) -> Iterator[list[int]]:
-    """Watch what it holds of its own, in bytes; the one number in the list is the most that was seen."""
-    most, over = [memory(container).own], threading.Event()
+def watched(container: Container) -> Iterator[list[Memory]]:
+    """Look every now and then at what it holds; the list is all that was seen."""
+    seen, over = [memory(container)], threading.Event()
 
     def watch() -> None:
         while not over.wait(EVERY):
-            most[0] = max(most[0], memory(container).own)
+            seen.append(memory(container))
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield most
+        yield seen
     finally:
         over.set()
         thread.join()
