@@ -113,7 +113,7 @@ def _one_run(hub: Running, client: DockerClient, made: Environment, found: Figur
         students = _come(hub, many, found)
         if many == TOGETHER[-1]:
             _stay(hub, client, students, found)
-        _each(student.stop, students)
+        _at_once(lambda number, there=students: student.stop(there[number]), many)
         found.alone.setdefault(many, []).extend(_alone(client, made, many))
 
 
@@ -203,7 +203,7 @@ def _come(hub: Running, many: int, found: Figures) -> list[student.Student]:
 
     def come(number: int) -> tuple[student.Student, float]:
         began = time.perf_counter()
-        one = student.log_in(hub.address, f"{NAMES}-{number}", hub.password)
+        one = student.log_in(hub.address, f"{NAMES}-{many}-{number}", hub.password)  # new, with an empty folder
         student.spawn(one)
         said = student.execute(one, CELL)
         taken = time.perf_counter() - began
@@ -323,11 +323,6 @@ def _at_once(do: Callable[[int], T], many: int) -> list[T]:
 
     with concurrent.futures.ThreadPoolExecutor(many) as pool:
         return list(pool.map(begin, range(many)))
-
-
-def _each(do: Callable[[student.Student], None], students: Sequence[student.Student]) -> None:
-    for one in students:
-        do(one)
 
 
 def _free_port() -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar
@@ -17,7 +18,6 @@ from typing import Any
 from bench import kernel
 
 FIELD = re.compile(r'name="_xsrf"\s+value="([^"]+)"')
-RADIO = re.compile(r'<(?:input|option)[^>]*value="([^"]+)"')
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,12 @@ def log_in(address: str, name: str, password: str) -> Student:
     return student
 
 
-def spawn(student: Student, options: dict[str, str] | None = None) -> None:
-    """Ask for a server and follow its progress until it is ready; ``options`` is what the form of images is given."""
-    if options is None:
-        _fetch(student, f"{student.address}/hub/spawn")
-    else:
-        page, _ = _fetch(student, f"{student.address}/hub/spawn")
-        _fetch(student, f"{student.address}/hub/spawn", {"_xsrf": _match(FIELD, page, "the form"), **options})
+def spawn(student: Student, options: Mapping[str, str] | None = None) -> None:
+    """Ask for a server and follow its progress until it is ready; ``options`` is what the form of images is given,
+    where the hub has one."""
+    page, place = _fetch(student, f"{student.address}/hub/spawn")
+    if options and urllib.parse.urlsplit(place).path == "/hub/spawn":
+        _fetch(student, place, {"_xsrf": _match(FIELD, page, "the form of images"), **options})
     follow(student)
     _fetch(student, f"{student.server}/lab")  # where the browser goes next: OAuth's redirects, and its cookies
 
@@ -111,13 +110,21 @@ def api(student: Student, method: str, path: str, body: Any = None) -> Any:
 
 
 def stop(student: Student) -> None:
-    """Stop the server, as the button on the hub's page does."""
-    token = _cookie(student, "/hub/")
-    request = urllib.request.Request(  # noqa: S310 - the address of our own hub
-        f"{student.address}/hub/api/users/{urllib.parse.quote(student.name)}/server",
-        headers={"X-XSRFToken": token, "Referer": f"{student.address}/hub/home"}, method="DELETE",
-    )  # fmt: skip
-    _open(student, request).close()
+    """Stop the server, as the button on the hub's page does, and wait until it has ended."""
+    user = f"{student.address}/hub/api/users/{urllib.parse.quote(student.name)}"
+    headers = {"X-XSRFToken": _cookie(student, "/hub/"), "Referer": f"{student.address}/hub/home"}
+
+    def ask(method: str, url: str) -> bytes:
+        request = urllib.request.Request(url, headers=headers, method=method)  # noqa: S310 - our own hub
+        with contextlib.closing(_open(student, request)) as answer:
+            return bytes(answer.read())
+
+    ask("DELETE", f"{user}/server")
+    deadline = time.monotonic() + kernel.PATIENCE
+    while json.loads(ask("GET", user))["pending"]:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the server of {student.name} does not stop")
+        time.sleep(0.1)
 
 
 def _fetch(student: Student, url: str, form: dict[str, str] | None = None) -> tuple[str, str]:
