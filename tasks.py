@@ -570,9 +570,7 @@ def logs(c: Context, target: str = "", follow: bool = False) -> None:
     """Print what a started JupyterLab has said."""
     from labrig import server
 
-    for piece in server.logs(ROOT, target or None, follow=follow):
-        sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
+    cli.print_bytes(server.logs(ROOT, target or None, follow=follow))
 
 
 @task(
@@ -813,3 +811,49 @@ def keys(c: Context, inventory: str, replace: list[str] | None = None, json: boo
     else:
         cli.print_table(keys.COLUMNS, [row.cells() for row in rows], wrapped=keys.WRAPPED)
     keys.require_known(rows)
+
+
+@task(
+    help={
+        "hub": "bring a JupyterHub up on this machine",
+        "config": "serve.toml; without it everything has its default",
+        "foreground": "with --hub: stay, print what it says, end it on Ctrl-C (for systemd)",
+        "status": "how the hub is, and which students' servers run",
+        "logs": "what the hub and its proxy have said",
+        "follow": "with --logs: go on until it ends, or Ctrl-C",
+        "down": "end the hub and students' servers; their files stay",
+        "json": AS_JSON,
+    }
+)
+@cli.door
+def serve(
+    c: Context,
+    hub: bool = False,
+    config: str = "",
+    foreground: bool = False,
+    status: bool = False,
+    logs: bool = False,
+    follow: bool = False,
+    down: bool = False,
+    json: bool = False,
+) -> None:
+    """Labs for many from the published images: a JupyterHub on this machine."""
+    from labrig.serving import hub as hubs
+
+    cli.require_one(hub=hub, status=status, logs=logs, down=down)
+    settings = Path(config) if config else None
+    if hub and foreground:
+        cli.print_bytes(hubs.foreground(ROOT, settings))
+    elif hub:
+        print(hubs.up(ROOT, settings).url)
+    elif status:
+        found = hubs.status()
+        if json:
+            cli.print_json(found.to_json())
+        else:
+            hubs.tell(found)
+    elif logs:
+        cli.print_bytes(hubs.logs(follow=follow))
+    else:
+        for line in hubs.down():
+            print(line)

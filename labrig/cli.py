@@ -121,6 +121,23 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
+def print_bytes(pieces: Iterable[bytes]) -> None:
+    """Print what a server says to stdout, as it comes."""
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+
+
+def require_one(**flags: bool) -> None:
+    """Raises UsageError unless one of a task's modes is asked for, and no other."""
+    asked = [f"--{name}" for name, is_on in flags.items() if is_on]
+    if len(asked) != 1:
+        raise UsageError(
+            "one thing at a time" if asked else "nothing is asked for", found=" ".join(asked),
+            fix=f"one of {', '.join(f'--{name}' for name in flags)}",
+        )  # fmt: skip
+
+
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, wrapped: Sequence[str] = (), title: str = ""
 ) -> None:

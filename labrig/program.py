@@ -29,7 +29,7 @@ def follow(
     """
     with subprocess.Popen(
         list(command), env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace", pass_fds=keep, preexec_fn=_die_with_parent,
+        stderr=subprocess.STDOUT, text=True, errors="replace", pass_fds=keep, preexec_fn=die_with_parent,
         process_group=0,  # its children, which may hold its output open, end with it
     ) as process:  # fmt: skip
         assert process.stdout is not None  # noqa: S101 for the type checker
@@ -53,7 +53,7 @@ def _signal(process: subprocess.Popen[str], number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child: PR_SET_PDEATHSIG of prctl(2)."""
     if sys.platform == "linux":
         import ctypes

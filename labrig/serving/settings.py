@@ -221,6 +221,15 @@ TABLES: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
 }  # fmt: skip
 
 
+def where(settings: Settings, name: str) -> Table:
+    """Where a table of the file stands, for errors about its keys that show later."""
+    path = settings.path
+    try:
+        return _where(name, path.name, path.read_text(encoding="utf-8")) if path else _where(name, "serve.toml", "")
+    except (OSError, ValueError):
+        return _where(name, path.name if path else "serve.toml", "")
+
+
 def _where(name: str, file: str, text: str) -> Table:
     return Table(file, f"[{name}]", next(iter(lines_of(text, name)), {}))
 

@@ -1,0 +1,122 @@
+"""Who comes in: the authenticator's class and its traits, from [login] of serve.toml."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from labrig import secret
+from labrig.errors import HostError, UsageError
+from labrig.serving import settings as files
+from labrig.serving.settings import PAM, SHARED, Settings
+
+# jupyterhub's own names for its own (jupyterhub, pyproject.toml: entry points of jupyterhub.authenticators).
+CLASSES = {
+    SHARED: "jupyterhub.authenticators.shared.SharedPasswordAuthenticator",
+    PAM: "jupyterhub.auth.PAMAuthenticator",
+}
+SECRET = re.compile(r".*(secret|password|passphrase|token|credential|key)s?")  # traits that hold one
+SHORTEST = 8  # of a shared password (jupyterhub, authenticators/shared.py)
+
+
+def name_of(authenticator: str) -> str:
+    """The class, as MODULE.CLASS."""
+    return CLASSES.get(authenticator, authenticator)
+
+
+def resolved(value: Any, trait: str) -> Any:
+    """A trait's value, in which each reference is replaced by the secret. Raises UsageError, see ``secret.read``."""
+    if isinstance(value, dict):
+        return {key: resolved(one, f"{trait}.{key}") for key, one in value.items()}
+    if isinstance(value, list):
+        return [resolved(one, trait) for one in value]
+    return secret.read(value, trait) if secret.is_reference(value) else value
+
+
+def prove(settings: Settings) -> None:
+    """Look at the class, at each trait, and at each secret.
+
+    Raises:
+        UsageError: there is no such class or trait, a value is of the wrong kind, or a secret is written out or is not
+            where it is said to be; with the line.
+        HostError: jupyterhub is not installed.
+    """
+    login = settings.login
+    table = files.where(settings, "login.settings")
+    known = load(settings)
+    for trait, value in login.settings.items():
+        require_trait(settings, known, trait)
+        if SECRET.fullmatch(trait) and isinstance(value, str) and value and not secret.is_reference(value):
+            raise UsageError(
+                f"{table.at(trait)}: {trait} is a secret, and stands in the file", found="no reference",
+                fix=f"write {secret.MEANT}",
+            )  # fmt: skip
+    if login.authenticator == SHARED and login.password:
+        where = files.where(settings, "login")
+        if len(secret.read(login.password, where.at("password"))) < SHORTEST:
+            raise UsageError(
+                f"{where.at('password')}: the shared password is too short", found=f"less than {SHORTEST} characters",
+                fix="make it longer",
+            )  # fmt: skip
+    _require_values(settings, known)
+
+
+def load(settings: Settings) -> type:
+    """The authenticator's class. Raises as :func:`prove`."""
+    try:
+        from jupyterhub.auth import Authenticator
+    except ImportError:
+        raise HostError("jupyterhub is not installed here", fix="make serve") from None
+    wanted = settings.login.authenticator
+    at = files.where(settings, "login").at("authenticator")
+    module, _, name = name_of(wanted).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise UsageError(
+            f"{at}: there is no authenticator {wanted}", found=f"no module {error.name} in this environment",
+            fix=f"correct the name, or install what has it: .venv/bin/python -m pip install {package}",
+        ) from None  # fmt: skip
+    except (ImportError, OSError, AttributeError) as error:
+        raise UsageError(
+            f"{at}: there is no authenticator {wanted}", found=str(error)[:200], fix="correct the name"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, Authenticator)):
+        raise UsageError(
+            f"{at}: {wanted} is no authenticator", found="no class that extends jupyterhub.auth.Authenticator",
+            fix="correct the name",
+        )  # fmt: skip
+    return found
+
+
+def require_trait(settings: Settings, known: type, trait: str) -> None:
+    """Raises UsageError where a class has no such trait."""
+    names = known.class_trait_names(config=True)  # type: ignore[attr-defined]
+    if trait not in names:
+        near = difflib.get_close_matches(trait, names, 3)
+        raise UsageError(
+            f"{files.where(settings, 'login.settings').at(trait)}: {known.__name__} has no trait {trait!r}",
+            found=f"near: {', '.join(near)}" if near else "nothing of a like name",
+            fix="correct the name, or take it out",
+        )
+
+
+def _require_values(settings: Settings, known: type) -> None:
+    """Raises UsageError for a value that its trait does not take; never shows it, it may be a secret."""
+    from traitlets import TraitError
+    from traitlets.config import Config
+
+    table = files.where(settings, "login.settings")
+    for trait, value in settings.login.settings.items():
+        given: Mapping[str, Any] = {known.__name__: {trait: resolved(value, table.at(trait))}}
+        try:
+            known(config=Config(given))
+        except (TraitError, ValueError) as error:
+            meant = known.class_traits()[trait].info()  # type: ignore[attr-defined]
+            raise UsageError(
+                f"{table.at(trait)}: {trait} is wrong", found=type(value).__name__, fix=f"write {meant}"
+            ) from error
