@@ -156,8 +156,6 @@ def _hub(place: Path, client: DockerClient, found: Figures) -> Iterator[Running]
         found.start.append(time.perf_counter() - began)
         _require(bool(version), version)
         hub = Running(address, password, int((folder / server_native.PID).read_text(encoding="ascii")))
-        for kind, number in hub.processes().items():
-            found.hub.setdefault(kind, []).append((rest.proportional(number) or rest.resident(number)) / MB)
         yield hub
     finally:
         run(INVOKE, "serve", "--down", cwd=checkout, **there)
@@ -222,6 +220,8 @@ def _stay(hub: Running, client: DockerClient, students: Sequence[student.Student
     containers = [_container(client, one) for one in students]
     hubs = [number for kind, number in hub.processes().items()]
     time.sleep(SETTLE)
+    for kind, number in hub.processes().items():
+        found.hub.setdefault(kind, []).append((rest.proportional(number) or rest.resident(number)) / MB)
     for container in containers:
         found.idle.append(rest.memory(container))
         shares = [rest.proportional(number) for number in _processes(container)]
@@ -364,7 +364,7 @@ def _costs(found: Figures) -> list[str]:
     torch = [one.own / MB for one in found.torch]
     rows = [
         ("hub start: `invoke serve --hub` until it answers", f"{_spread(found.start)} s"),
-        *((f"memory of the {kind} (PSS)", f"{_spread(sizes, 0)} MB") for kind, sizes in found.hub.items()),
+        *((f"memory of the {kind}, with {TOGETHER[-1]} students (PSS)", f"{_spread(sizes, 0)} MB") for kind, sizes in found.hub.items()),
         ("memory of an idle student, no kernel: own", f"{_spread(own, 0)} MB"),
         ("the same, page cache, which Linux takes back", f"{_spread([one.files / MB for one in found.idle], 0)} MB"),
         *([("the same, PSS", f"{_spread([one / MB for one in found.shares], 0)} MB")] if found.shares else []),
