@@ -132,7 +132,7 @@ def remove_volumes(made: Hub) -> None:
     from labrig import daemon
 
     with daemon.connect() as client:
-        for one in client.volumes.list(filters={"label": f"labrig.hub={mark(made)}"}):
+        for one in client.volumes.list(filters={"name": f"labrig-hub-{mark(made)}-"}):
             one.remove(force=True)
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 from labrig import image, render, server_in_docker
 from labrig.engines import docker
 from labrig.serving import Offer, logins, state
+from labrig.serving.inside import Choice
 from labrig.serving.settings import SHARED, USER, Settings
 
 TEMPLATE = "serving/jupyterhub_config.py.j2"
 
 
-def text(settings: Settings, images: Mapping[Offer, str], note: state.Note, templates: Path) -> str:
-    """The file. ``images``: what the engine calls the image of each offer: its identity, never a name or a tag.
+def text(settings: Settings, images: Mapping[Offer, str], gpus: int, note: state.Note, templates: Path) -> str:
+    """The file. ``images``: what the engine calls the image of each offer: its identity, never a name or a tag;
+    ``gpus``: how many there are to hand out.
 
     No secret stands in it: those of serve.toml are references, ours are files, both read when the hub starts.
     """
@@ -22,7 +24,11 @@ def text(settings: Settings, images: Mapping[Offer, str], note: state.Note, temp
     folder = {name: f"file:{place / name}" for name in (state.PASSWORD, state.ADMIN_PASSWORD)}
     given = {
         "py": repr,  # a constant of Python
-        "images": {offer.target: identity for offer, identity in images.items()},
+        "choices": [
+            Choice(one.target, one.title, one.why, one.size, identity, gpu=one.device == "cuda")
+            for one, identity in images.items()
+        ],
+        "gpus": [str(number) for number in range(gpus)],  # as nvidia-smi counts them
         "note": note,
         "scheme": "https" if note.certificate else "http",
         "place": str(place),

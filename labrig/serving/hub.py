@@ -133,7 +133,7 @@ def _launch(root: Path, settings: Settings, proven: proofs.Proven, before: state
             (state.ADMIN_PASSWORD, 24),
         ):
             state.secret_file(name, size)
-        text = configuration.text(settings, proven.images, note, root / "templates")
+        text = configuration.text(settings, proven.images, proven.gpus, note, root / "templates")
         write_atomically(place / state.CONFIG, text, mode=0o600)
         state.write(note)
         (place / state.REASON).unlink(missing_ok=True)

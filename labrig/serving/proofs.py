@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from labrig import daemon, image
 from labrig.errors import BuildError, HostError, UsageError
-from labrig.host import read_host
+from labrig.host import Host, read_host
 from labrig.serving import Offer, logins, offers
 from labrig.serving import settings as files
 from labrig.serving.settings import PAM, SHARED, Settings
@@ -39,6 +39,7 @@ class Proven:
     """What was found: the images by offer, the proxy program, and what the admin should know besides."""
 
     images: Mapping[Offer, str]
+    gpus: int
     proxy: str
     notices: tuple[str, ...]
 
@@ -59,14 +60,14 @@ def prove(root: Path, settings: Settings, place: Path) -> Proven:
     host = read_host()
     found = offers.read(root, host.container_platform or "", settings.targets)
     with daemon.connect() as client:
-        kept, said = find_images(client, found, settings)
+        kept, said = find_images(client, found, settings, host)
         docker_root = Path(str(client.info().get("DockerRootDir", "/")))
     if docker_root.exists():
         require_room(docker_root, ENGINE_ROOM, "the engine's volumes of students")
     notices += said
     notices += about_gpus(kept, len(host.gpus), settings.students)
     notices += about_login(settings, os.getuid())
-    return Proven(kept, proxy, tuple(notices))
+    return Proven(kept, len(host.gpus), proxy, tuple(notices))
 
 
 def require_proxy() -> str:
@@ -104,7 +105,7 @@ def require_room(folder: Path, least: int, what: str) -> None:
 
 
 def find_images(
-    client: DockerClient, found: tuple[Offer, ...], settings: Settings
+    client: DockerClient, found: tuple[Offer, ...], settings: Settings, host: Host
 ) -> tuple[dict[Offer, str], list[str]]:
     """The offers that this engine can start, by the identity of their image, and a line for each other one.
 
@@ -117,6 +118,8 @@ def find_images(
         identity = _identity(client, offer)
         if why := _cannot_join(offer):
             missing[offer.target] = (why, f"publish it anew: invoke publish --target={offer.target}")
+        elif offer.device == "cuda" and (why := _no_gpus(host)):
+            missing[offer.target] = (why, "invoke doctor says what is missing, targets in [course] what is offered")
         elif not identity:
             missing[offer.target] = ("its image is not in the engine", f"invoke pull --target={offer.target}")
         else:
@@ -154,6 +157,13 @@ def _cannot_join(offer: Offer) -> str:
     return ""
 
 
+def _no_gpus(host: Host) -> str:
+    """Why this machine hands out no GPU; empty: it does."""
+    if not host.gpus:
+        return "it needs a GPU, and this machine has none"
+    return "it needs a GPU, and the engine hands none out" if host.docker_gpus is False else ""
+
+
 # --- what the admin should know -----------------------------------------------------------------------------------
 
 
@@ -161,9 +171,7 @@ def about_gpus(kept: Mapping[Offer, str], gpus: int, students: int) -> Iterator[
     """A plain word where there are fewer GPUs than students."""
     if not any(offer.device == "cuda" for offer in kept):
         return
-    if not gpus:
-        yield "no GPU is on this machine: the images for CUDA compute on its processor"
-    elif gpus < students:
+    if gpus < students:
         yield (f"{gpus} GPU{'s' if gpus > 1 else ''} for {students} students: a GPU is one student's at a time, "
                f"so {students - gpus} of them have to wait or take an image for the processor")  # fmt: skip
     elif not students:
