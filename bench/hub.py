@@ -364,7 +364,10 @@ def _costs(found: Figures) -> list[str]:
     torch = [one.own / MB for one in found.torch]
     rows = [
         ("hub start: `invoke serve --hub` until it answers", f"{_spread(found.start)} s"),
-        *((f"memory of the {kind}, with {TOGETHER[-1]} students (PSS)", f"{_spread(sizes, 0)} MB") for kind, sizes in found.hub.items()),
+        *(
+            (f"memory of the {kind}, with {TOGETHER[-1]} students (PSS)", f"{_spread(sizes, 0)} MB")
+            for kind, sizes in found.hub.items()
+        ),
         ("memory of an idle student, no kernel: own", f"{_spread(own, 0)} MB"),
         ("the same, page cache, which Linux takes back", f"{_spread([one.files / MB for one in found.idle], 0)} MB"),
         *([("the same, PSS", f"{_spread([one / MB for one in found.shares], 0)} MB")] if found.shares else []),

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import hubs
 import pytest
 
-from labrig import daemon, environment, sizes
+from bench import rest, student
+from labrig import daemon, environment, published, sizes
 from labrig.serving import settings
 
 ROOT = Path(__file__).parents[2]
@@ -89,9 +98,9 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     unit.write_text(block("ini").replace("/opt/labrig", str(ROOT)))
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and str(unit.name) not in done.stderr, done.stderr
-    unit.write_text(unit.read_text().replace("KillMode=mixed", "KillMode=mixed\nKilMode=mixed"))
+    unit.write_text(unit.read_text().replace("RestartSec=5", "RestartSec=5\nRestartSek=5"))
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
-    assert "KilMode" in done.stderr, "systemd-analyze found nothing wrong with a misspelt key"
+    assert "RestartSek" in done.stderr, "systemd-analyze found nothing wrong with a misspelt key"
 
 
 @pytest.mark.docker
@@ -130,3 +139,65 @@ def test_a_backup_comes_back(tmp_path: Path) -> None:
             for volume in client.volumes.list():
                 if volume.name in names:
                     volume.remove()
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("docker_engine")
+def test_a_service_that_is_restarted_takes_new_images_and_leaves_students_alone(tmp_path: Path) -> None:
+    """As systemd does it: a service of its own, ended by a SIGTERM to each of its processes."""
+    with hubs.prepared(tmp_path) as made, daemon.connect() as client:
+        old = published.find(made.checkout / "images", hubs.TARGET, PLATFORM)
+        assert old
+        with service(made):
+            ada = student.log_in(made.url, "ada", made.secret())
+            student.spawn(ada)
+        name = f"labrig-hub-{hubs.mark(made)}-ada"
+        container = client.containers.get(name)
+        box = client.containers.create(old.config, ["true"])
+        new = box.commit(f"labrig/{hubs.TARGET}", "docs-scale")
+        box.remove()
+        try:
+            published.keep(made.checkout / "images", replace(old, image=new.tags[0], config=str(new.id)))
+            with service(made):
+                assert student.execute(ada, "print(6 * 7)") == "42\n"
+                assert client.containers.get(name).id == container.id
+                student.stop(ada)
+                student.spawn(ada)
+                assert client.containers.get(name).attrs["Image"] == new.id
+        finally:
+            made.invoke("serve", "--down")
+            client.images.remove(new.tags[0], force=True)
+
+
+@contextmanager
+def service(made: hubs.Hub) -> Iterator[None]:
+    """`invoke serve --hub --foreground`, until it answers; ended as systemd ends it (KillMode=control-group)."""
+    command = [*hubs.INVOKE, "serve", "--hub", f"--config={made.config}", "--foreground"]
+    with (made.cache.parent / "said").open("wb") as said, subprocess.Popen(
+        command, cwd=made.checkout, env={**os.environ, **made.variables}, stdout=said, stderr=said
+    ) as process:  # fmt: skip
+        try:
+            wait_until(lambda: process.poll() is not None or made.status()["state"] == "running", "the hub is up")
+            assert process.poll() is None, (made.cache.parent / "said").read_text()
+            yield
+        finally:
+            keeper = int((made.place / "pid").read_text())
+            numbers = [process.pid, keeper, *rest.descendants(keeper)]
+            for number in numbers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGTERM)
+            wait_until(lambda: process.poll() is not None and not is_there(keeper), "all of it has ended")
+
+
+def is_there(number: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + hubs.PATIENCE
+    while not true():
+        assert time.monotonic() < deadline, f"not within {hubs.PATIENCE} s: {what}"
+        time.sleep(0.2)
