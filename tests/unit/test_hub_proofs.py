@@ -1,0 +1,308 @@
+"""What is looked at before a hub starts, without an engine: certificates, logins, GPUs, images, what is rendered."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import certificates
+import pytest
+
+from labrig.errors import BuildError, HostError, UsageError
+from labrig.host import Gpu, Host
+from labrig.serving import Offer, configuration, keeper, logins, proofs, settings, state
+
+ROOT = Path(__file__).parents[2]
+NOW = datetime.now(UTC)
+CPU = Offer(
+    "cpu", f"registry.example.org/lab/cpu@sha256:{'0' * 64}", f"sha256:{'2' * 64}", "labrig/cpu:1", 1, "linux_x86_64",
+    "2.13.0", "cpu", "cpu", "", (), "6.1.1", "for anybody",
+)  # fmt: skip
+CUDA = replace(CPU, target="cuda", device="cuda", config=f"sha256:{'3' * 64}", image="labrig/cuda:1")
+NOTE = state.Note(
+    "http://127.0.0.1:8000/", "127.0.0.1", 8000, 8001, "172.18.0.1", 8081, "/bin/proxy", "", "", "", "", ""
+)
+GPU = Gpu("NVIDIA A2")
+
+
+def written(folder: Path, text: str) -> settings.Settings:
+    file = folder / "serve.toml"
+    file.write_text(text)
+    return settings.read(file)
+
+
+# --- the certificate ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """leaf.crt and leaf.key for three names; other.key; old.crt; locked.key; leaf.der."""
+    folder = tmp_path_factory.mktemp("certificate")
+    certificates.make(folder, "DNS:lab.example.edu,DNS:*.room.example.edu,IP:127.0.0.1")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=30, cwd=folder)
+
+    openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", "other.key")
+    openssl("pkey", "-in", "leaf.key", "-aes256", "-passout", "pass:geheim", "-out", "locked.key")
+    openssl("x509", "-in", "leaf.crt", "-outform", "der", "-out", "leaf.der")
+    openssl("x509", "-req", "-in", "leaf.csr", "-signkey", "leaf.key", "-days", "2", "-out", "nameless.crt")
+    return folder
+
+
+def examined(
+    made: Path, folder: Path, certificate: str = "leaf.crt", key: str = "leaf.key", name: str = "lab.example.edu",
+    now: datetime = NOW,
+) -> list[str]:  # fmt: skip
+    text = f'[hub]\nname = "{name}"\ncertificate = "{made / certificate}"\nkey = "{made / key}"\n'
+    return list(proofs.require_certificate(written(folder, text), now))
+
+
+@pytest.mark.parametrize("name", ["lab.example.edu", "LAB.example.edu", "pc7.room.example.edu", "127.0.0.1"])
+def test_a_certificate_for_the_name_is_taken_and_its_near_end_is_said(made: Path, tmp_path: Path, name: str) -> None:
+    [line] = examined(made, tmp_path, name=name)
+    assert "the certificate ends on" in line
+
+
+@pytest.mark.parametrize(
+    ("changed", "line", "words"),
+    [
+        ({"certificate": "none.crt"}, 3, "cannot be read"),
+        ({"certificate": "."}, 3, "cannot be read"),
+        ({"certificate": "leaf.der"}, 3, "no certificate in PEM"),
+        ({"certificate": "leaf.key"}, 3, "no certificate in PEM"),
+        ({"key": "none.key"}, 4, "cannot be read"),
+        ({"key": "leaf.crt"}, 4, "no private key in PEM"),
+        ({"key": "locked.key"}, 4, "needs a pass phrase"),
+        ({"key": "other.key"}, 4, "the key of another certificate"),
+        ({"now": NOW + timedelta(days=3)}, 3, "not valid today"),
+        ({"now": NOW - timedelta(days=3)}, 3, "not valid today"),
+        ({"name": "other.example.edu"}, 2, "not for other.example.edu"),
+        ({"name": "a.b.room.example.edu"}, 2, "not for a.b.room.example.edu"),
+        ({"name": "room.example.edu"}, 2, "not for room.example.edu"),
+        ({"name": "127.0.0.2"}, 2, "not for 127.0.0.2"),
+        ({"certificate": "nameless.crt"}, 2, "no name at all"),
+    ],
+)
+def test_a_wrong_certificate_is_named_by_its_line(
+    made: Path, tmp_path: Path, changed: dict[str, Any], line: int, words: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        examined(made, tmp_path, **changed)
+    assert str(error.value).startswith(f"serve.toml, line {line}: [hub]")
+    assert words in str(error.value) and error.value.fix
+
+
+# --- images and GPUs ----------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """An engine that knows images by what is asked for: the SDK's own call and its own error."""
+
+    def __init__(self, **images: str) -> None:
+        self.known = images
+        self.images = self
+
+    def get(self, name: str) -> SimpleNamespace:
+        from docker.errors import ImageNotFound
+
+        for known, identity in self.known.items():
+            if name in (f"labrig/{known}:1", identity):
+                return SimpleNamespace(id=identity)
+        raise ImageNotFound(name)
+
+
+def found(engine: Engine, *offers: Offer, named: tuple[str, ...] = (), host: Host | None = None) -> Any:
+    told = settings.Settings(targets=named)
+    return proofs.find_images(engine, offers, told, host or Host(os="linux", arch="x86_64"))  # type: ignore[arg-type]
+
+
+def test_an_image_is_offered_by_the_identity_that_the_engine_has_and_others_are_said() -> None:
+    kept, said = found(Engine(cpu=CPU.config), CPU, CUDA, host=Host(os="linux", arch="x86_64", gpus=(GPU,)))
+    assert kept == {CPU: CPU.config}
+    assert said == ["cuda is not offered: its image is not in the engine (invoke pull --target=cuda)"]
+
+
+def test_an_engine_that_knows_images_by_their_manifest() -> None:
+    digest = CPU.reference.partition("@")[2]
+    assert found(Engine(cpu=digest), CPU)[0] == {CPU: digest}
+
+
+def test_another_image_of_the_same_name_is_not_the_published_one() -> None:
+    with pytest.raises(HostError, match="no image that students could be given") as error:
+        found(Engine(cpu=f"sha256:{'9' * 64}"), CPU)
+    assert "invoke pull --target=cpu" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("offer", "words"),
+    [
+        (replace(CPU, hub=""), "no jupyterhub is in its image"),
+        (replace(CPU, hub="5.4.0"), "its image has jupyterhub 5.4.0, this hub is 6"),
+        (CUDA, "it needs a GPU, and this machine has none"),
+    ],
+)
+def test_an_image_that_no_server_could_be_of_is_not_offered_and_an_error_where_it_is_named(
+    offer: Offer, words: str
+) -> None:
+    engine = Engine(cpu=offer.config, cuda=offer.config, other=f"sha256:{'4' * 64}")
+    other = replace(CPU, target="other", config=f"sha256:{'4' * 64}", image="labrig/other:1")
+    kept, said = found(engine, offer, other)
+    assert list(kept) == [other] and words in said[0]
+    with pytest.raises(HostError) as error:
+        found(engine, offer, other, named=(offer.target, "other"))
+    assert words in str(error.value) and error.value.fix
+
+
+def test_gpus_that_the_engine_does_not_hand_out() -> None:
+    host = Host(os="linux", arch="x86_64", gpus=(GPU,), docker_gpus=False)
+    with pytest.raises(HostError, match="the engine hands none out"):
+        found(Engine(cuda=CUDA.config), CUDA, host=host)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "students", "words"),
+    [(1, 24, "1 GPU for 24 students"), (4, 24, "so 20 of them"), (4, 0, "4 GPUs: one student's each"), (4, 4, "")],
+)
+def test_fewer_gpus_than_students_is_a_plain_word(gpus: int, students: int, words: str) -> None:
+    said = list(proofs.about_gpus({CUDA: ""}, gpus, students))
+    assert bool(said) == bool(words) and all(words in one for one in said)
+    assert not list(proofs.about_gpus({CPU: ""}, gpus, students))
+
+
+def test_what_is_overlooked_at_the_door_is_said() -> None:
+    shared, pam = settings.Settings(), settings.Settings(login=settings.Login(authenticator=settings.PAM))
+    assert "one password for all" in " ".join(proofs.about_login(shared, 0))
+    assert "may prove nobody's password but their own" in " ".join(proofs.about_login(pam, 1000))
+    assert not list(proofs.about_login(pam, 0))
+    plain = replace(pam, hub=settings.Hub(plain=True))
+    assert "unencrypted" in " ".join(proofs.about_login(plain, 0))
+
+
+def test_a_disk_without_room(tmp_path: Path) -> None:
+    proofs.require_room(tmp_path, 1, "a byte")
+    with pytest.raises(BuildError, match="no room for more than there is"):
+        proofs.require_room(tmp_path, 1 << 60, "more than there is")
+
+
+# --- what is rendered ---------------------------------------------------------------------------------------------
+
+
+def rendered(told: settings.Settings, note: state.Note = NOTE, gpus: int = 0) -> str:
+    return configuration.text(told, {CPU: CPU.config}, gpus, note, ROOT / "templates")
+
+
+def test_the_file_is_python_and_names_images_by_digest_only() -> None:
+    text = rendered(settings.Settings())
+    ast.parse(text)
+    assert CPU.config in text
+    assert CPU.image not in text and ":latest" not in text and "registry.example.org" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("", ["c.Authenticator.allow_all = True", "--timeout=3600", "c.DockerSpawner.mem_limit = 2147483648"]),
+        ("[student]\nidle = 0\n", []),
+        ('[student]\nmemory = "1500M"\ncpu = 2\nshm = "512M"\nidle = 5\n',
+         ["mem_limit = 1572864000", "cpu_limit = 2", '"shm_size": 536870912', "--timeout=300"]),
+        ('[login]\nusers = ["grace", "ada"]\n',
+         ["c.Authenticator.allow_all = False", "allowed_users = ['ada', 'grace']"]),
+        ('[login]\nadmins = ["teacher"]\n',
+         ["admin_users = ['teacher']", "SharedPasswordAuthenticator.admin_password"]),
+        ('[login]\nauthenticator = "pam"\n[login.settings]\nservice = "login"\n',
+         ["'jupyterhub.auth.PAMAuthenticator'", "c.PAMAuthenticator.service = logins.resolved('login', "]),
+    ],
+)  # fmt: skip
+def test_what_serve_toml_says_stands_in_the_file(tmp_path: Path, text: str, lines: list[str]) -> None:
+    made = rendered(written(tmp_path, text))
+    ast.parse(made)
+    for line in lines:
+        assert line in made, line
+    assert ("idle-culler" in made) == ("idle = 0" not in text)
+    assert ("user_password" in made) == ("pam" not in text)
+
+
+def test_a_reference_stays_one_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABRIG_TEST_SECRET", "geheim-geheim")
+    told = written(tmp_path, '[login]\npassword = "env:LABRIG_TEST_SECRET"\n')
+    logins.prove(told)
+    text = rendered(told)
+    assert "env:LABRIG_TEST_SECRET" in text and "geheim" not in text
+    assert logins.resolved({"a": ["env:LABRIG_TEST_SECRET", 1]}, "x") == {"a": ["geheim-geheim", 1]}
+
+
+def test_a_private_proxys_password_is_not_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABRIG_PROXY", "http://user:geheim@proxy.example.org:3128")
+    assert "geheim" not in rendered(settings.Settings())
+
+
+# --- logins -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trait", ["client_secret", "admin_password", "token", "api_key", "signing_keys"])
+def test_a_trait_that_is_a_secret_has_to_be_a_reference(trait: str) -> None:
+    assert logins.SECRET.fullmatch(trait)
+
+
+@pytest.mark.parametrize("trait", ["client_id", "token_url", "userdata_url", "password_rules_url", "service"])
+def test_a_trait_that_is_none_is_written_out(trait: str) -> None:
+    assert not logins.SECRET.fullmatch(trait)
+
+
+def test_a_misspelt_trait_is_named_with_what_is_near(tmp_path: Path) -> None:
+    told = written(tmp_path, '[login]\nauthenticator = "pam"\n\n[login.settings]\nservise = "login"\n')
+    with pytest.raises(UsageError) as error:
+        logins.prove(told)
+    assert str(error.value).startswith("serve.toml, line 5: [login.settings]: PAMAuthenticator has no trait 'servise'")
+    assert "service" in error.value.found
+
+
+def test_a_value_of_the_wrong_kind_is_not_shown(tmp_path: Path) -> None:
+    told = written(tmp_path, '[login]\nauthenticator = "pam"\n[login.settings]\nopen_sessions = "geheim"\n')
+    with pytest.raises(UsageError, match=r"line 4: .*open_sessions is wrong") as error:
+        logins.prove(told)
+    assert "geheim" not in str(error.value) and "boolean" in error.value.fix
+
+
+# --- the keeper ---------------------------------------------------------------------------------------------------
+
+
+def test_a_child_that_dies_is_started_later_and_later() -> None:
+    child = keeper.Child("hub", ["true"])
+    assert child.is_due(100.0)
+    for deaths, wait in ((1, 0.5), (2, 1.0), (3, 2.0), (4, 4.0)):
+        child.deaths = [100.0] * deaths
+        assert not child.is_due(100.0 + wait - 0.01) and child.is_due(100.0 + wait)
+
+
+def test_no_secret_is_on_a_command_line() -> None:
+    note = replace(NOTE, certificate="/c.pem", key="/k.pem")
+    proxy, hub = keeper.children(note, Path("/place"))
+    words = " ".join([*proxy.command, *hub.command])
+    assert not re.search(r"token|password|secret", words)
+    assert "--ssl-cert /c.pem --ssl-key /k.pem" in words and "--api-ip 127.0.0.1" in words
+
+
+def test_hubs_of_two_folders_share_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    for folder in ("/a", "/b"):
+        monkeypatch.setenv("LABRIG_CACHE", folder)
+        names.append(state.name())
+    assert len(set(names)) == 2
+
+
+def test_a_damaged_note_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LABRIG_CACHE", str(tmp_path))
+    assert state.read() is None
+    state.write(NOTE)
+    assert state.read() == NOTE
+    (tmp_path / "hub" / state.NOTE).write_text('{"url": 1}')
+    with pytest.raises(BuildError, match="damaged"):
+        state.read()
