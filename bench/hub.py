@@ -158,9 +158,11 @@ def _hub(place: Path, client: DockerClient, found: Figures) -> Iterator[Running]
         hub = Running(address, password, int((folder / server_native.PID).read_text(encoding="ascii")))
         yield hub
     finally:
-        run(INVOKE, "serve", "--down", cwd=checkout, **there)
-        _clear(client, folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            run(INVOKE, "serve", "--down", cwd=checkout, **there)
+        finally:
+            _clear(client, folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _version(address: str) -> str:

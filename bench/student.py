@@ -94,7 +94,19 @@ def session(student: Student, folder: str = "") -> Iterator[Any]:
         with contextlib.closing(connection):
             yield connection
     finally:
-        api(student, "DELETE", f"/api/kernels/{number}")
+        _end(student, number)
+
+
+def _end(student: Student, number: str) -> None:
+    """End a kernel; one that has just died is started again by Jupyter Server, and cannot be ended in between."""
+    deadline = time.monotonic() + kernel.PATIENCE
+    while any(one["id"] == number for one in api(student, "GET", "/api/kernels")):
+        try:
+            api(student, "DELETE", f"/api/kernels/{number}")
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def api(student: Student, method: str, path: str, body: Any = None) -> Any:

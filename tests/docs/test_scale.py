@@ -169,6 +169,19 @@ def test_a_service_that_is_restarted_takes_new_images_and_leaves_students_alone(
             client.images.remove(new.tags[0], force=True)
 
 
+@pytest.mark.docker
+@pytest.mark.usefixtures("docker_engine")
+def test_a_kernel_over_the_limit_dies_alone(tmp_path: Path) -> None:
+    with hubs.serve(tmp_path, '[student]\nmemory = "512M"\nshm = "64M"') as made:
+        ada = student.log_in(made.url, "ada", made.secret())
+        student.spawn(ada)
+        student.api(ada, "PUT", "/api/contents/mine.txt", {"type": "file", "format": "text", "content": "mine"})
+        with pytest.raises(RuntimeError, match="the kernel died"):
+            student.execute(ada, "held = b'x' * (1 << 30)")
+        assert student.api(ada, "GET", "/api/contents/mine.txt")["content"] == "mine"
+        assert student.execute(ada, "print(6 * 7)") == "42\n"
+
+
 @contextmanager
 def service(made: hubs.Hub) -> Iterator[None]:
     """`invoke serve --hub --foreground`, until it answers; ended as systemd ends it (KillMode=control-group)."""
