@@ -38,6 +38,7 @@ class Hub:
     cache: Path
     port: int
     variables: dict[str, str] = field(default_factory=dict)
+    places: set[str] = field(default_factory=set)  # where its hubs have answered students' servers
 
     @property
     def url(self) -> str:

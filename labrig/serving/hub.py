@@ -13,6 +13,7 @@ import hashlib
 import http.client
 import json
 import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -38,7 +39,6 @@ KEEPER = "hub"  # what server_native calls it
 PATIENCE = 60.0  # seconds until the hub has to answer; it takes two, on a busy machine ten
 ANSWER = 5.0  # seconds for one answer of it
 LINES = 15  # of its log, in an error
-LARGEST = 20 << 20  # bytes of a log that is begun anew at the next start; one older one is kept
 GRACE = 15  # seconds for a student's server to end its kernels
 COLUMNS = ("student", "target", "since", "container")
 RUNNING, SILENT, ENDED, NONE = "running", "not answering", "ended", "not started"
@@ -97,6 +97,9 @@ def foreground(root: Path, config: Path | None = None) -> Iterator[bytes]:
     Raises:
         as :func:`up`; BuildError where it ended by itself.
     """
+    if server_native.is_alive(KEEPER, state.place()):
+        raise UsageError("a hub is running already, in the background", fix="invoke serve --down, then start it again")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # systemd's way of ending it
     note = up(root, config)
     print(f"{note.url}\nCtrl-C ends it; students' servers go on until invoke serve --down", file=sys.stderr)
     try:
@@ -122,9 +125,10 @@ def _launch(root: Path, settings: Settings, proven: proofs.Proven, before: state
     """Start it and wait; what was there before, students' servers among it, stays also where that fails."""
     place = state.place()
     with daemon.connect() as client:
-        standing = _containers(client)
-        gateway = _network(client)
+        standing = bool(_containers(client))
     try:
+        with daemon.connect() as client:
+            gateway = _network(client)
         note = _note(root, settings, proven, before if standing else None, gateway, asked)
         for name, size in (
             (state.PROXY_TOKEN, 32),
@@ -190,8 +194,9 @@ def _note(
 def _start_keeper(place: Path, root: Path) -> None:
     """In a session of its own, with the lock, which it holds as long as it lives."""
     log = place / server_native.LOG
-    if log.exists() and log.stat().st_size > LARGEST:
+    if log.exists():
         log.replace(log.with_suffix(".1"))
+    (place / server_native.PID).unlink(missing_ok=True)  # of one that has ended: it may be anybody's by now
     opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(opened, "ab") as file, (place / server_native.ALIVE).open("w") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -217,8 +222,9 @@ def _wait(note: state.Note) -> None:
     while not answers(note):
         if not (alive := server_native.is_alive(KEEPER, place)) or time.monotonic() > until:
             said = server_native.tail(KEEPER, place, LINES)
+            what = f"did not answer within {PATIENCE:.0f} s" if alive else "ended while it started"
             raise BuildError(
-                "the hub did not answer within " + f"{PATIENCE:.0f} s" if alive else "the hub ended while it started",
+                f"the hub {what}",
                 found="\n         ".join([*filter(None, [_why()]), *said]) or "it said nothing",
                 fix="mend what it says (invoke serve --logs has all of it), then start it again",
             )
@@ -294,15 +300,14 @@ def down() -> list[str]:
         BuildError: it cannot be ended.
     """
     with _alone():
-        note = state.read()
-        if note:
-            server_native.stop(KEEPER, state.place())
+        was = server_native.is_alive(KEEPER, state.place()) or (state.place() / state.NOTE).exists()
+        server_native.stop(KEEPER, state.place())
         with daemon.connect() as client:
             found = _containers(client)
             for one in found:
                 _remove(one)
         _forget()
-    lines = [f"ended the hub at {note.url}"] if note else []
+    lines = ["ended the hub"] if was else []
     if found:
         names = ", ".join(sorted(_server(one).user for one in found))
         lines.append(f"ended the servers of {names}; their files stay, in the volumes {state.name()}-NAME")

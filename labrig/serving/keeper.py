@@ -47,7 +47,8 @@ def children(note: state.Note, place: Path) -> tuple[Child, Child]:
     """The proxy and the hub of a note."""
     hub = f"http://{note.hub_address}:{note.hub_port}/hub"
     proxy = [note.proxy, "--ip", note.address, "--port", str(note.port), "--api-ip", "127.0.0.1",
-             "--api-port", str(note.api_port), "--error-target", f"{hub}/error"]  # fmt: skip
+             "--api-port", str(note.api_port), "--error-target", f"{hub}/error",
+             "--log-level", "warn"]  # fmt: skip
     if note.certificate:
         proxy += ["--ssl-cert", note.certificate, "--ssl-key", note.key]
     return (

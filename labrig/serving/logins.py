@@ -54,6 +54,11 @@ def prove(settings: Settings) -> None:
                 f"{table.at(trait)}: {trait} is a secret, and stands in the file", found="no reference",
                 fix=f"write {secret.MEANT}",
             )  # fmt: skip
+    if login.authenticator == SHARED and "user_password" in login.settings:
+        raise UsageError(
+            f"{table.at('user_password')}: the shared password stands in [login]", found="user_password",
+            fix=f"write it there as password, as {secret.MEANT}",
+        )  # fmt: skip
     if login.authenticator == SHARED and login.password:
         where = files.where(settings, "login")
         if len(secret.read(login.password, where.at("password"))) < SHORTEST:
@@ -111,6 +116,13 @@ def _require_values(settings: Settings, known: type) -> None:
     from traitlets.config import Config
 
     table = files.where(settings, "login.settings")
+    try:
+        known()
+    except Exception as error:  # whatever somebody else's class raises; PAM without its library does
+        raise HostError(
+            f"{files.where(settings, 'login').at('authenticator')}: {known.__name__} does not start",
+            found=f"{type(error).__name__}: {str(error)[:200]}", fix="install what it needs, as its documentation says",
+        ) from error  # fmt: skip
     for trait, value in settings.login.settings.items():
         given: Mapping[str, Any] = {known.__name__: {trait: resolved(value, table.at(trait))}}
         try:

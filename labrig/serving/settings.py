@@ -16,7 +16,7 @@ plain = false                      # true: passwords cross the network unencrypt
 memory = "2G"                      # of the container; what a lab needs at most is in docs/scale.md
 cpu = 1.0                          # cores
 shm = "1G"                         # /dev/shm, through which DataLoader workers hand batches on; counts as memory
-idle = 60                          # minutes without a request or a busy kernel until a server is stopped; 0 = never
+idle = 60                          # minutes without a request or output of a kernel until a server is stopped; 0 = never
 
 [login]
 authenticator = "shared-password"  # or "pam", or a class: "oauthenticator.github.GitHubOAuthenticator"
