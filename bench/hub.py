@@ -175,7 +175,7 @@ def _version(address: str) -> str:
 def _clear(client: DockerClient, folder: Path) -> None:
     """Remove the containers, volumes and networks of the hub of this folder, and no others."""
     with publishing._cache(folder.parent):
-        mine = {"label": f"{state.MARK}={state.mark()}"}
+        mine = {"name": state.name()}  # also of volumes, which outlive `--down`
     for container in client.containers.list(all=True, filters=mine):
         container.remove(force=True)
     for volume in client.volumes.list(filters=mine):
