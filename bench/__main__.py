@@ -2,7 +2,7 @@
 
 Other work on the machine moves absolute times; the ratios hold because both sides run in turn (A B A B ...).
 
-    python -m bench [environments | layers | labs | doctor | publishing | start | fleet] [--runs 3] [--write]
+    python -m bench [environments | layers | labs | doctor | publishing | start | fleet | hub] [--runs 3] [--write]
 
 --write puts the tables into docs/measured.md.
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import fleet, images, labs, layers, publishing, start
+from bench import fleet, hub, images, labs, layers, publishing, start
 from bench.clock import INVOKE, ROOT, Timing, forget, measure, run
 from labrig import daemon, environment, home, interpreters, wheelhouse
 from labrig.engines import venv
@@ -33,6 +33,7 @@ PARTS = (
     "publishing",
     "start",
     "fleet",
+    "hub",
 )  # each between its marks in docs/measured.md
 
 
@@ -169,6 +170,7 @@ def main() -> None:
         "publishing": publishing.bench_publishing,
         "start": start.bench_start,
         "fleet": fleet.bench_fleet,
+        "hub": hub.bench_hub,
     }
     for part in [options.part] if options.part else PARTS:
         where = (

@@ -27,22 +27,32 @@ def execute(url: str, code: str) -> str:
         timeout=PATIENCE, http_no_proxy=["127.0.0.1"],
     )  # fmt: skip
     with contextlib.closing(connection):
-        asked = _message(code)
-        connection.send(json.dumps(asked))
-        printed = ""
-        while True:
-            said = json.loads(connection.recv())
-            if said["parent_header"].get("msg_id") != asked["header"]["msg_id"]:
-                continue
-            content = said["content"]
-            if said["msg_type"] == "stream":
-                printed += content["text"]
-            elif said["msg_type"] == "error":
-                raise RuntimeError(f"{content['ename']}: {content['evalue']}")
-            elif said["msg_type"] == "status" and content["execution_state"] == "idle":
-                break
+        printed = converse(connection, code)
     ask(url, "DELETE", f"/api/kernels/{kernel}")
     return printed
+
+
+def converse(connection: Any, code: str) -> str:
+    """Run code over the websocket of a kernel; gives what it printed.
+
+    Raises RuntimeError with the kernel's own words where the code fails, or where the kernel died.
+    """
+    asked = _message(code)
+    connection.send(json.dumps(asked))
+    printed = ""
+    while True:
+        said = json.loads(connection.recv())
+        content = said["content"]
+        if said["msg_type"] == "status" and content["execution_state"] in ("restarting", "dead"):
+            raise RuntimeError("the kernel died")  # out of memory, as a rule; Jupyter Server starts another
+        if said["parent_header"].get("msg_id") != asked["header"]["msg_id"]:
+            continue
+        if said["msg_type"] == "stream":
+            printed += content["text"]
+        elif said["msg_type"] == "error":
+            raise RuntimeError(f"{content['ename']}: {content['evalue']}")
+        elif said["msg_type"] == "status" and content["execution_state"] == "idle":
+            return printed
 
 
 def ask(url: str, method: str, path: str, body: Any = None) -> Any:
