@@ -1,9 +1,13 @@
 """Labs for many: a JupyterHub on one server, and what a cluster is given; from the published images, by digest.
 
-`settings` is serve.toml; `offers` the images that students may choose from. On a server: `hub` brings it up and down,
-`keeper` is the process that holds the proxy and the hub, `inside` is what jupyterhub_config.py calls, `gpus` hands one
-GPU to a student, `proofs` looks at what can go wrong before anything starts. For a cluster: `cluster` renders, `checks`
-validates, offline; `chart` knows the keys of Zero to JupyterHub.
+`settings` is serve.toml; `offers` the images that students may choose from.
+
+On a server: `hub` brings it up and down; `proofs` looks at what can go wrong before anything starts, `logins` at who
+comes in; `configuration` renders jupyterhub_config.py, which calls `inside`; `gpus` hands one GPU to a student;
+`keeper` is the process that holds the proxy and the hub; `state` the folder with all that is known of them.
+
+For a cluster: `cluster` renders; `checks` validates offline, with `chart` (keys of Zero to JupyterHub), `traits` (real
+classes), `rules` (ours) over `documents` (YAML with its lines).
 
 labrig renders and checks, and is no scheduler: engines that exist do the work.
 """

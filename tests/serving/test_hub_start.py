@@ -228,13 +228,6 @@ def test_down_ends_all_and_up_knows_everybody_again(hub: Hub) -> None:
     assert read.stdout == b"kept\n"
 
 
-def test_an_idle_server_is_stopped_by_the_culler(tmp_path: Path) -> None:
-    with hubs.serve(tmp_path, "[student]\nidle = 1\n") as hub:
-        seated(hub, "ada")
-        until(lambda: not hub.status()["servers"], 240)
-        assert "Culling server" in hub.log()
-
-
 def test_with_a_certificate_it_speaks_tls(tmp_path: Path) -> None:
     ca, _ = certificates.make(tmp_path)
     more = f'certificate = "{tmp_path / "leaf.crt"}"\nkey = "{tmp_path / "leaf.key"}"\n'

@@ -319,7 +319,7 @@ def test_a_server_that_nobody_uses_is_stopped_and_its_files_stay(tmp_path: Path)
         started(ada)
         (box,) = containers(made, "ada")
         docker("exec", box, "sh", "-c", "echo hers > /home/student/work/mine.txt")
-        until(lambda: not containers(made, "ada"), 240)  # a minute of nothing, looked for each minute
+        until(lambda: not containers(made, "ada"), 240)  # a minute of nothing, looked for each half
         until(lambda: not servers(ada))
         started(ada)
         (again,) = containers(made, "ada")
