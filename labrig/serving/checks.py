@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from labrig.errors import UsageError, VerifyError
-from labrig.serving import Offer, chart, cluster, configuration, documents, offers, rules, settings, traits
+from labrig.serving import Offer, chart, cluster, configuration, dangers, documents, offers, rules, settings, traits
 from labrig.serving.documents import Document
 from labrig.serving.rules import ERROR, Finding
 from labrig.serving.state import CONFIG
@@ -174,6 +174,7 @@ def check_values(
     # What harms a course is looked at where the chart's defaults hold as well.
     laid = Document(document.file, chart.lay_over(against.defaults, document.data), document.lines)
     yield from rules.check_values(laid, offered, told)
+    yield from dangers.check_values(laid, offered, told)
     yield from rules.check_hub(document, offered, f"chart {against.version}", against.hub)
 
 
@@ -305,6 +306,7 @@ def check_object(
         yield Finding(one.file, one.line, one.key, what, one.fix)
     if data["kind"] == "Job" and data["apiVersion"].startswith("batch/"):
         yield from rules.check_job(document, offered, labs)
+        yield from dangers.check_job(document, offered)
 
 
 def _by_kubernetes(document: Document, version: str) -> Iterator[Finding]:

@@ -85,12 +85,13 @@ def assignments(text: str) -> Iterator[tuple[int, str, str, Any]]:
     Raises SyntaxError where it is no Python.
     """
     for node in ast.walk(ast.parse(text)):
-        if not isinstance(node, ast.Assign | ast.AugAssign):
+        if not isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
             continue
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
             chain = ast.unparse(target).split(".") if isinstance(target, ast.Attribute) else []
             if len(chain) == 3 and chain[0] == "c":
-                yield node.lineno, chain[1], chain[2], _literal(node.value) if isinstance(node, ast.Assign) else ...
+                whole = None if isinstance(node, ast.AugAssign) else node.value  # a bare annotation has no value either
+                yield node.lineno, chain[1], chain[2], _literal(whole) if whole else ...
 
 
 def choices(text: str) -> Iterator[tuple[int, Any]]:
