@@ -58,8 +58,8 @@ def put(data: Any, path: str, value: Any) -> Any:
     return changed
 
 
-def check(root: Path, files: dict[str, str], file: str, data: Any) -> tuple[Finding, ...]:
-    texts = {**files, file: yaml.safe_dump(data, sort_keys=False)}
+def check(root: Path, file: str, data: Any) -> tuple[Finding, ...]:
+    texts = {file: yaml.safe_dump(data, sort_keys=False)}
     return checks.check(texts, offers_of(root), cluster.find_labs(root), TOLD, chart.read(None)).findings
 
 
@@ -197,13 +197,17 @@ WARNINGS = ("blockWithIptables", "admin_access", "hub.db.type", "init_containers
             "initContainers.0.image", "extraContainers.0.image")  # fmt: skip
 
 
+def named(mutations: list[Mutation]) -> list[str]:
+    return [f"{number} {key or path}" for number, (path, _, key) in enumerate(mutations)]
+
+
 def is_named(found: tuple[Finding, ...], file: str, key: str, level: str) -> bool:
     return any((one.file, one.key, one.level) == (file, key, level) and one.what and one.fix for one in found)
 
 
-@pytest.mark.parametrize(("path", "value", "key"), OF_VALUES, ids=lambda one: str(one)[:60])
+@pytest.mark.parametrize(("path", "value", "key"), OF_VALUES, ids=named(OF_VALUES))
 def test_a_danger_in_values_is_named(root: Path, files: dict[str, str], path: str, value: Any, key: str) -> None:
-    found = check(root, files, VALUES, put(yaml.safe_load(files[VALUES]), path, value))
+    found = check(root, VALUES, put(yaml.safe_load(files[VALUES]), path, value))
     level = "warning" if (key or path).endswith(WARNINGS) else "error"
     assert is_named(found, VALUES, key or path, level), [(one.level, one.key) for one in found]
     assert all(one.line for one in found if one.key == (key or path) and value is not ...)
@@ -248,20 +252,20 @@ OF_JOBS: list[Mutation] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "value", "key"), OF_JOBS, ids=lambda one: str(one)[:60])
+@pytest.mark.parametrize(("path", "value", "key"), OF_JOBS, ids=named(OF_JOBS))
 def test_a_danger_in_a_job_is_named(root: Path, files: dict[str, str], path: str, value: Any, key: str) -> None:
-    found = check(root, files, JOB, put(yaml.safe_load(files[JOB]), path, value))
+    found = check(root, JOB, put(yaml.safe_load(files[JOB]), path, value))
     assert is_named(found, JOB, key or path, "error"), [(one.level, one.key) for one in found]
 
 
 def test_a_gpus_job_that_computes_on_the_cpu_is_named(root: Path, files: dict[str, str]) -> None:
     data = put(yaml.safe_load(files[GPU_JOB]), COMMAND, command("--device=cpu", without="--device"))
-    assert any("cuda" in one.what and one.key == COMMAND for one in check(root, files, GPU_JOB, data))
+    assert any("cuda" in one.what and one.key == COMMAND for one in check(root, GPU_JOB, data))
 
 
 def test_a_job_that_a_queue_resumes_is_a_warning(root: Path, files: dict[str, str]) -> None:
     data = put(yaml.safe_load(files[JOB]), "metadata.labels", {dangers.QUEUE: "labs"})
-    assert is_named(check(root, files, JOB, put(data, "spec.suspend", True)), JOB, "spec.suspend", "warning")
+    assert is_named(check(root, JOB, put(data, "spec.suspend", True)), JOB, "spec.suspend", "warning")
 
 
 @pytest.mark.parametrize(
