@@ -95,6 +95,7 @@ OF_CHOICES: tuple[Rule, ...] = (
     ("uid", is_root, "it runs as root", f"write {image.UID}", ERROR),
 )  # fmt: skip
 SPAWNERS = ("KubeSpawner", "Spawner")
+LISTS = ("singleuser.profileList", "hub.config.KubeSpawner.profile_list")  # where profiles can stand
 # Traits of KubeSpawner that the chart has keys for.
 CHART = {
     "extra_pod_config": "singleuser.extraPodConfig",
@@ -162,7 +163,7 @@ def places(data: Any) -> Iterator[Place]:
     yield Place({trait: at(data, key) for trait, key in CHART.items()}, "")
     for owner in SPAWNERS:
         yield Place(table(data, f"hub.config.{owner}"), f"hub.config.{owner}.")
-    for key, profile in listed(data, "singleuser.profileList"):
+    for key, profile in (pair for above in LISTS for pair in listed(data, above)):
         yield Place(table(profile, "kubespawner_override"), f"{key}.kubespawner_override.")
         for path, choice in choices(profile):
             yield Place(table(choice, "kubespawner_override"), f"{key}.{path}.kubespawner_override.", is_choice=True)
@@ -311,8 +312,12 @@ def _network(data: Any) -> Iterator[Danger]:
 def _roles(data: Any) -> Iterator[Danger]:
     """Roles that every user has, with scopes that reach others."""
     found = [(key, key.rpartition(".")[2], role) for key, role in listed(data, "hub.loadRoles")]
-    above = "hub.config.JupyterHub.load_roles"
-    for key, given, role in found + [(key, "", role) for key, role in listed(data, above)]:
+    found += [(key, "", role) for key, role in listed(data, "hub.config.JupyterHub.load_roles")]
+    for key, text in table(data, "hub.extraConfig").items():
+        for _, owner, trait, value in assigned(text):
+            inner = listed({trait: value}, "load_roles") if owner == "JupyterHub" else []
+            found += [(f"hub.extraConfig.{key}: c.JupyterHub.{path}", "", role) for path, role in inner]
+    for key, given, role in found:
         scopes = role.get("scopes")
         far = [
             str(one)
@@ -325,8 +330,11 @@ def _roles(data: Any) -> Iterator[Danger]:
 
 
 def _profiles(data: Any) -> Iterator[Danger]:
-    above = "singleuser.profileList"
-    found = listed(data, above)
+    for above in LISTS:
+        yield from _of_profiles(listed(data, above))
+
+
+def _of_profiles(found: Sequence[tuple[str, Mapping[Any, Any]]]) -> Iterator[Danger]:
     defaults = [key for key, one in found if one.get("default") is True]
     for key in defaults[1:]:
         yield f"{key}.default", f"{defaults[0]} is the default already, so this one is not", "write false", ERROR
