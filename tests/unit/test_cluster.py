@@ -253,6 +253,12 @@ def test_the_task_writes_and_checks(root: Path, tmp_path: Path) -> None:
     ]
     assert found[0]["line"] == values.read_text().split("alowPriv")[0].count("\n") + 1
     assert invoke("--check", "--chart=/nowhere").returncode == 2
+    table = root / "images" / "published.toml"
+    table.write_text(table.read_text().replace("registry.example.org/", "127.0.0.1:5000/"))
+    here = invoke("--cluster", f"--output={tmp_path / 'here'}")
+    assert here.returncode == 0 and "warning: cpu, cuda, cuda-legacy: published to a registry of this" in here.stderr
+    assert "warning" not in written.stderr
+    assert invoke("--check", f"--output={tmp_path / 'here'}").returncode == 6
     for wrong in ([], ["--cluster"], ["--cluster", "--check", "--output=x"], ["--cluster", "--output=x", "--chart=y"]):
         assert invoke(*wrong).returncode == 2, wrong
 
