@@ -51,7 +51,7 @@ def _claimed(job: Document, claims: Sequence[Document], told: settings.Cluster) 
     names = [str(at(one.data, "metadata.name")) for one in claims]
     for key, name in _mounted(job):
         if name != told.results:
-            what = f"the claim {name[:80]} is not that of [cluster] results, {told.results}"
+            what = f"the claim {name[:80]!r} is not that of [cluster] results, {told.results}"
             yield _say(job, key, what, f"write {told.results}, or name the settings with --config")
         elif not claims:
             what = f"no file here makes the claim {name}; without it pods wait for ever"

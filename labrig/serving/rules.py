@@ -105,7 +105,10 @@ def correct(value: Any, units: Mapping[str, float]) -> str:
     found = QUANTITY.fullmatch(str(value))
     suffix = found[2].lower() if found else ""
     near = max((unit for unit in units if unit and suffix.startswith(unit.lower())), key=len, default="")
-    return f"{found[1]}{near}" if found and near else f"a number, with a unit of {', '.join(filter(None, units))}"
+    if found and near:
+        return f"{found[1][:20]}{near}"
+    named = ", ".join(filter(None, units))
+    return f"a number with one of {named} behind it" if named else "a number"
 
 
 Sizes = Mapping[str, tuple[Any, Mapping[str, float]]]  # of parts of a pod: what is said, and its units
@@ -507,7 +510,7 @@ HAS = ("PYTHONUNBUFFERED", "HELM_RELEASE_NAME", "POD_NAMESPACE", "CONFIGPROXY_AU
        "LANG", "LC_ALL")  # fmt: skip
 SERVICE = re.compile(r"[A-Z0-9_]+_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\w+)?)")
 # `kubectl create secret generic NAME`, as the file's first lines tell.
-TOLD_SECRET = re.compile(r"(?m)^#.*\bkubectl create secret generic ([^\s\\]+)")
+TOLD_SECRET = re.compile(r"(?m)^[ \t]*#.*\bkubectl create secret generic ([^\s\\]+)")
 
 
 def check_environment(document: Document) -> Iterator[Finding]:

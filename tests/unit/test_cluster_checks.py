@@ -596,10 +596,12 @@ def test_a_misspelt_key_is_said_without_what_follows_from_it(
         ("5GB", rules.KUBERNETES, "5G"),
         ("5GiB", rules.KUBERNETES, "5Gi"),
         ("1.5gib", rules.KUBERNETES, "1.5Gi"),
-        ("much", rules.CORES, "a number, with a unit of m"),
+        ("much", rules.CORES, "a number with one of m behind it"),
+        ("one", {"": 1}, "a number"),
+        (True, rules.POWERS, "a number with one of K, M, G, T behind it"),
     ],
 )
-def test_a_size_of_a_wrong_unit_is_corrected(wrong: str, units: dict[str, float], right: str) -> None:
+def test_a_size_of_a_wrong_unit_is_corrected(wrong: Any, units: dict[str, float], right: str) -> None:
     assert rules.size_of(wrong, units) is None
     assert rules.correct(wrong, units) == right
 
@@ -732,6 +734,26 @@ def test_an_object_that_is_none_is_named(root: Path, text: str) -> None:
 def test_values_of_any_shape_make_no_traceback(root: Path, text: str) -> None:
     assert errors(check(root, {VALUES: text}))
     assert errors(check(root, {JOB: "kind: Job\napiVersion: batch/v1\nspec: {template: {spec: {containers: 3}}}\n"}))
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "metadata: [a]\nspec: 3\n",
+        "metadata: {name: [a], namespace: {b: 1}}\nspec: {accessModes: [3, {a: 1}]}\n",
+        "spec: {accessModes: [a], resources: {requests: {storage: [1]}}}\n",
+        "spec: {accessModes: ReadWriteMany, resources: []}\n",
+    ],
+)
+def test_claims_of_any_shape_make_no_traceback(root: Path, files: dict[str, str], rest: str) -> None:
+    report = check(root, {JOB: files[JOB], CLAIM: f"kind: PersistentVolumeClaim\napiVersion: v1\n{rest}"})
+    assert {one.file for one in errors(report)} == {JOB, CLAIM}
+    volumes = "kind: Job\napiVersion: batch/v1\nspec: {template: {spec: {volumes: [a, {persistentVolumeClaim: 3}]}}}\n"
+    assert errors(check(root, {JOB: volumes}))
+    env = (
+        "hub: {extraEnv: [3, {name: a, valueFrom: 3}, {valueFrom: {secretKeyRef: {name: [1]}}}], extraConfig: {a: 3}}\n"
+    )
+    check(root, {VALUES: env + "singleuser: {image: {name: '[', tag: 3}, profileList: [{a: 1}]}\n"})
 
 
 @pytest.mark.parametrize(
