@@ -104,7 +104,7 @@ def inside(environ: Mapping[str, str] = os.environ) -> tuple[dict[str, tuple[Pat
         UsageError: a setting that cannot be meant.
     """
     bundle, through = ca(environ=environ), proxy(environ)
-    if through and _is_loopback(str(urlsplit(through).hostname)):
+    if through and is_loopback(str(urlsplit(through).hostname)):
         print(
             f"{PROXY} names this machine's loopback, which a container cannot reach: in there connections will fail. "
             f"Name this machine by an address that containers reach, such as that of docker0 (ip address show docker0)",
@@ -123,7 +123,7 @@ def routes(url: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     from requests.utils import should_bypass_proxies
 
     through, direct, host = proxy(environ), no_proxy(environ), urlsplit(url).hostname or ""
-    if _is_loopback(host) and direct != "*":
+    if is_loopback(host) and direct != "*":
         direct += f",{host}"  # any of 127.0.0.0/8
     if not through or should_bypass_proxies(url, direct):
         return {"no_proxy": direct}
@@ -215,7 +215,7 @@ def _through(url: str, environ: Mapping[str, str]) -> dict[str, str]:
     return listed | {name.lower(): value for name, value in listed.items()}
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -7,7 +7,7 @@ comes in; `configuration` renders jupyterhub_config.py, which calls `inside`; `g
 `keeper` is the process that holds the proxy and the hub; `state` the folder with all that is known of them.
 
 For a cluster: `cluster` renders; `checks` validates offline, with `chart` (keys of Zero to JupyterHub), `traits` (real
-classes), `rules` (ours) over `documents` (YAML with its lines).
+classes), `rules` (ours; between objects `claims`) over `documents` (YAML with its lines).
 
 labrig renders and checks, and is no scheduler: engines that exist do the work.
 """

@@ -131,8 +131,9 @@ def _read(path: Path, texts: Mapping[str, str], name: str) -> dict[str, Any]:
             data = documents.read(texts[name], name, most=documents.CHART_MOST, aliases=name in SCHEMAS).data
     except (ValueError, RecursionError) as error:
         raise _wrong(path, f"{name}: {error}") from None
-    except UsageError as error:
-        raise _wrong(path, f"{name}: {error.found}") from None
+    except documents.DocumentError as error:
+        where = f"{name}, line {error.line}" if error.line else name
+        raise _wrong(path, f"{where}: {error.found}") from None
     if not isinstance(data, dict):
         raise _wrong(path, f"{name} is no table")
     return data

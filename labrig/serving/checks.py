@@ -6,16 +6,27 @@ the schemas of Kubernetes' objects, and our own rules for what none of these cat
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from labrig.errors import UsageError, VerifyError
-from labrig.serving import Offer, chart, cluster, configuration, dangers, documents, offers, rules, settings, traits
+from labrig.serving import (
+    Offer,
+    chart,
+    claims,
+    cluster,
+    configuration,
+    dangers,
+    documents,
+    offers,
+    rules,
+    settings,
+    traits,
+)
 from labrig.serving.documents import Document
 from labrig.serving.rules import ERROR, Finding
 from labrig.serving.state import CONFIG
@@ -57,15 +68,18 @@ class Report:
 
     def summary(self) -> str:
         """What was looked at and by what, for people."""
-        warnings = len(self.findings) - self.errors
-        return "\n".join((f"{', '.join(self.files)}: {self.errors} errors, {warnings} warnings", *self.by))
+        counted = f"{_many(self.errors, 'error')}, {_many(len(self.findings) - self.errors, 'warning')}"
+        return "\n".join((f"{', '.join(self.files)}: {counted}", *self.by))
 
     def require_good(self) -> None:
         """Raises VerifyError where there is any error."""
         if self.errors:
-            raise VerifyError(
-                f"{self.errors} errors in {len(self.files)} files", fix="change what the rows name, and check again"
-            )
+            where = f"{_many(self.errors, 'error')} in {_many(len(self.files), 'file')}"
+            raise VerifyError(where, fix="change what the rows name, and check again")
+
+
+def _many(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def run(root: Path, config: Path | None, folder: str, path: str) -> Report:
@@ -99,20 +113,23 @@ def check(
     """
     versions = supported(against.kubernetes)
     found: list[Finding] = []
+    objects: list[Document] = []
     for name, text in texts.items():
         if name == CONFIG:
             found += check_config(text, name, offered)
             continue
         try:
             document = documents.read(text, name)
-        except UsageError as error:
-            found.append(Finding(name, 0, "", f"{error.what}: {error.found}", error.fix))
+        except documents.DocumentError as error:
+            found.append(Finding(name, error.line, "", f"{error.what}: {error.found}", error.fix))
             continue
         if name == cluster.VALUES:
-            found += check_values(document, offered, told, against)
+            own = list(check_values(document, offered, told, against))
         else:
-            found += check_object(document, offered, labs, versions)
-        found += rules.find_secrets(document)
+            own = list(check_object(document, offered, labs, versions))
+            objects.append(document)
+        found += [*_causes(document, own), *rules.find_secrets(document)]
+    found += claims.check(objects, told.cluster)
     by = (
         f"values: {against.by}",
         f"traits: {_version('jupyterhub')}, {_version('jupyterhub-kubespawner')}, {_version('dockerspawner')}",
@@ -121,6 +138,14 @@ def check(
     return Report(
         tuple(texts), by, tuple(sorted(set(found), key=lambda one: (one.file, one.level, one.line, one.key, one.what)))
     )
+
+
+def _causes(document: Document, found: Sequence[Finding]) -> Iterator[Finding]:
+    """Findings without what follows from a misspelt key: that the one which was meant, and all in it, is missing."""
+    absent = [one.meant for one in found if one.meant and one.meant not in document.lines]
+    for one in found:
+        if not any(one.key == key or one.key.startswith(f"{key}.") for key in absent):
+            yield one
 
 
 def read_folder(folder: Path) -> dict[str, str]:
@@ -175,6 +200,7 @@ def check_values(
     laid = Document(document.file, chart.lay_over(against.defaults, document.data), document.lines)
     yield from rules.check_values(laid, offered, told)
     yield from dangers.check_values(laid, offered, told)
+    yield from rules.check_environment(document)
     yield from rules.check_hub(document, offered, f"chart {against.version}", against.hub)
 
 
@@ -198,7 +224,8 @@ def _overrides(document: Document) -> Iterator[Finding]:
             continue
         for name, value in inner.items() if isinstance(inner, dict) else ():
             if wrong := traits.check_trait(owner, name, value, chosen.get(owner, "")):
-                yield Finding(document.file, document.line(f"{key}.{name}"), f"{key}.{name}", *wrong[1:])
+                near = f"{key}.{traits.near_trait(owner, name, chosen.get(owner, ''))}"
+                yield Finding(document.file, document.line(f"{key}.{name}"), f"{key}.{name}", *wrong[1:], meant=near)
     for key, text in rules.table(data, "hub.extraConfig").items():
         where = f"hub.extraConfig.{key}"
         yield from check_config(str(text), document.file, (), where, document.line(where), chosen)
@@ -215,7 +242,8 @@ def _unknown(file: str, line: int, key: str, owner: str, *, is_chosen: bool) -> 
         what = f"{owner} is not installed here, so its traits were not looked at"
         return Finding(file, line, key, what, "install its package where you check", rules.WARNING)
     near = traits.near(owner, [*traits.HOMES])
-    return Finding(file, line, key, f"no class {owner} is known", f"write {near}" if near else "leave it out")
+    fix, meant = (f"write {near}", f"{key.rpartition('.')[0]}.{near}") if near else ("leave it out", "")
+    return Finding(file, line, key, f"no class {owner} is known", fix, meant=meant)
 
 
 def _by_schema(document: Document, data: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Finding]:
@@ -231,16 +259,18 @@ def _of_error(document: Document, error: Any) -> Iterator[Finding]:
     """A schema's error in our words; a value is never shown, it may be a secret."""
     above = ".".join(str(part) for part in error.absolute_path)
 
-    def finding(key: str, what: str, fix: str) -> Finding:
-        return Finding(document.file, document.line(key), key, what, fix)
+    def finding(key: str, what: str, fix: str, meant: str = "") -> Finding:
+        return Finding(document.file, document.line(key), key, what, fix, meant=meant)
 
     if error.validator == "additionalProperties" and isinstance(error.validator_value, bool):
         known = list(error.schema.get("properties", {}))
         for stray in [one for one in error.instance if one not in known]:
-            near = difflib.get_close_matches(str(stray), known, n=1)
-            key = f"{above}.{stray}".lstrip(".")
+            near = traits.near(str(stray), known)
             yield finding(
-                key, f"unknown key {str(stray)[:80]}", f"write {near[0]}" if near else f"use {', '.join(known)}"[:160]
+                f"{above}.{stray}".lstrip("."),
+                f"unknown key {str(stray)[:80]}",
+                f"write {near}" if near else f"use {', '.join(known)}"[:160],
+                f"{above}.{near}".lstrip(".") if near else "",
             )
     elif error.validator == "required":
         for name in [one for one in error.validator_value if one not in error.instance]:
@@ -303,7 +333,7 @@ def check_object(
             wrong.setdefault(one, []).append(version)
     for one, where in wrong.items():
         what = one.what if len(where) == len(versions) else f"{one.what} (Kubernetes {', '.join(where)})"
-        yield Finding(one.file, one.line, one.key, what, one.fix)
+        yield replace(one, what=what)
     if data["kind"] == "Job" and data["apiVersion"].startswith("batch/"):
         yield from rules.check_job(document, offered, labs)
         yield from dangers.check_job(document, offered)

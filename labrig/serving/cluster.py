@@ -10,12 +10,14 @@ import json
 import math
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from labrig import image, notebooks, secret
+from labrig import image, network, notebooks, secret
 from labrig.errors import UsageError
 from labrig.files import write_atomically
 from labrig.serving import Offer, chart, offers, settings
@@ -70,7 +72,7 @@ class Hidden:
 
 
 def write_for(root: Path, config: Path | None, folder: str) -> list[Path]:
-    """Render for a settings file (None: the defaults) and write; gives the files.
+    """Render for a settings file (None: the defaults) and write; gives the files. Says on stderr what no node can pull.
 
     Raises:
         UsageError: no folder is named.
@@ -79,7 +81,23 @@ def write_for(root: Path, config: Path | None, folder: str) -> list[Path]:
     if not folder:
         raise UsageError("no folder for the files", fix="--cluster --output=FOLDER")
     told = settings.read(config)
-    return write(render(root, told, offers.read(root, PLATFORM, told.targets)), Path(folder))
+    offered = offers.read(root, PLATFORM, told.targets)
+    written = write(render(root, told, offered), Path(folder))
+    if here := [offer.target for offer in offered if is_here(offer.reference)]:
+        print(f"warning: {', '.join(here)}: {NOT_HERE}; {ELSEWHERE}", file=sys.stderr)
+    return written
+
+
+NOT_HERE = "published to a registry of this machine alone, from which no node of a cluster can pull"
+ELSEWHERE = "invoke publish --target=TARGET --registry=HOST:PORT/NAME to one that the nodes reach, and render again"
+
+
+def is_here(reference: str) -> bool:
+    """Whether an image's registry is an address that each machine has for itself: 127.0.0.1, localhost."""
+    try:
+        return network.is_loopback(urlsplit(f"//{reference}").hostname or "")
+    except ValueError:  # an address that is none, as somebody has edited it
+        return False
 
 
 def find_labs(root: Path) -> tuple[str, ...]:

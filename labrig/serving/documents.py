@@ -14,13 +14,21 @@ LEVELS = 60
 EXTRA = "make serve"
 
 
+class DocumentError(UsageError):
+    """A text that cannot be taken as YAML. ``line``: where, 0 where that is not known."""
+
+    line = 0
+
+
 @dataclass(frozen=True)
 class Document:
-    """One YAML document. ``lines``: of each key, by its path joined with dots, the line where it stands."""
+    """One YAML document. ``lines``: of each key, by its path joined with dots, the line where it stands; ``text``: all
+    of it, for what stands in comments."""
 
     file: str
     data: Any
     lines: Mapping[str, int] = field(default_factory=dict)
+    text: str = field(default="", repr=False)
 
     def line(self, key: str) -> int:
         """The line of a key, or of the nearest one around it; 0 where none is known."""
@@ -40,7 +48,7 @@ def read(text: str, file: str, *, most: int = MOST, aliases: bool = False) -> Do
     ``aliases`` (``*name``) can make a text of some lines fill all memory, so they are refused where nobody needs them.
 
     Raises:
-        UsageError: it is too large or no YAML, has an alias, a key twice or more than one document.
+        DocumentError: it is too large or no YAML, has an alias, a key twice or more than one document.
         HostError: the extra is not installed.
     """
     try:
@@ -57,29 +65,45 @@ def read(text: str, file: str, *, most: int = MOST, aliases: bool = False) -> Do
         lines: dict[str, int] = {}
         for path, line in _keys(nodes[0], "") if nodes and not aliases else ():
             if path in lines:
-                raise _wrong(file, f"{path} in lines {lines[path]} and {line}"[:200], "keep one of them")
+                raise _wrong(file, f"{path} in lines {lines[path]} and {line}"[:200], "keep one of them", line)
             lines[path] = line
         data = yaml.load(text, yaml.SafeLoader)
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise _wrong(file, " ".join(str(error).split())[:300], f"edit {file}") from None
-    return Document(file, data, lines)
+        raise _wrong(file, _reason(error)[:300], f"edit {file}", _line(error, text)) from None
+    return Document(file, data, lines, text)
+
+
+def _reason(error: Exception) -> str:
+    """A parser's words, without the places in them, for which it has no name but ``<unicode string>``."""
+    parts = [getattr(error, part, None) for part in ("context", "problem")]
+    said = ", ".join(str(part) for part in parts if part) or str(getattr(error, "reason", "") or error)
+    return " ".join(said.split())
+
+
+def _line(error: Exception, text: str) -> int:
+    """Where a parser stopped: yaml.MarkedYAMLError has a mark, yaml.reader.ReaderError a character's number."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    place = getattr(error, "position", None)
+    return mark.line + 1 if mark else text.count("\n", 0, place) + 1 if isinstance(place, int) else 0
 
 
 def _require_plain(file: str, events: Iterable[Any], *, aliases: bool) -> None:
     """Raises UsageError at the first alias where none may be, and where there are too many levels."""
     depth = 0
     for event in events:
-        where, kind = f"line {event.start_mark.line + 1}", type(event).__name__
+        line, kind = event.start_mark.line + 1, type(event).__name__
         if kind == "AliasEvent" and not aliases:
-            raise _wrong(file, f"{where}: the alias *{event.anchor}"[:120], "write the value out")
+            raise _wrong(file, f"the alias *{event.anchor}"[:120], "write the value out", line)
         depth += kind in ("MappingStartEvent", "SequenceStartEvent")
         depth -= kind in ("MappingEndEvent", "SequenceEndEvent")
         if depth > LEVELS:
-            raise _wrong(file, f"{where}: more than {LEVELS} levels", "name a file that a chart or a cluster takes")
+            raise _wrong(file, f"more than {LEVELS} levels", "name a file that a chart or a cluster takes", line)
 
 
-def _wrong(file: str, found: str, fix: str) -> UsageError:
-    return UsageError(f"{file} is no YAML that can be taken", found=found, fix=fix)
+def _wrong(file: str, found: str, fix: str, line: int = 0) -> DocumentError:
+    error = DocumentError(f"{file} is no YAML that can be taken", found=found, fix=fix)
+    error.line = line
+    return error
 
 
 def _keys(node: Any, above: str) -> Iterator[tuple[str, int]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from labrig import image, matrix
-from labrig.serving import Offer, cluster, settings
+from labrig.serving import Offer, cluster, settings, traits
 from labrig.serving.documents import Document
 
 ERROR, WARNING = "error", "warning"
@@ -19,10 +19,11 @@ AGAIN = "render it again (invoke serve --cluster)"
 DAY = 24 * 3600
 DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 # Suffixes of Kubernetes (resource.Quantity), and of JupyterHub (traitlets.ByteSpecification), whose M is 2**20.
-UNITS = {"": 1, "k": 1000, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
-THOUSANDS = {"M": 1000**2, "G": 1000**3, "T": 1000**4}
-POWERS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]*)")
+UNITS = {f"{letter}i": 1 << 10 * power for power, letter in enumerate("KMGTPE", 1)}
+THOUSANDS = {"": 1, "m": 0.001, **{letter: 1000**power for power, letter in enumerate("kMGTPE", 1)}}
+POWERS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+CORES = {"": 1, "m": 0.001}
+QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,2})?)([A-Za-z]*)")
 # What looks like a secret by itself, whatever key it stands at: a private key, tokens of GitHub, GitLab, Slack, AWS.
 LOOKS_SECRET = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY|\bgh[pousr]_\w{20,}|\bglpat-[\w-]{16,}|\bxox[abp]-\w|\bAKIA[A-Z0-9]{16}\b"
@@ -32,7 +33,8 @@ NO_SECRET = ("existingSecret", "secretName", "claimName")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong. ``line`` 0: not known; ``level``: an error, or what is to be known."""
+    """One thing that is wrong. ``line`` 0: not known; ``level``: an error, or what is to be known; ``meant``: the key
+    that a misspelt one is taken for."""
 
     file: str
     line: int
@@ -40,6 +42,7 @@ class Finding:
     what: str
     fix: str
     level: str = ERROR
+    meant: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As ``--json`` has it."""
@@ -55,7 +58,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Pod:
-    """What students or labs run in, wherever it is written. Memory is in bytes, None: not said."""
+    """What students or labs run in, wherever it is written. Memory is in bytes, None: not said, or ``unread``."""
 
     document: Document
     at: Mapping[str, str]  # of each part below, the key that it stands at
@@ -73,6 +76,7 @@ class Pod:
     user: Any
     escalation: Any
     dropped: Any
+    unread: Mapping[str, str]  # of each part whose size cannot be read: what may be meant
 
 
 Found = Iterator[tuple[str, str, str]]  # the part of a pod, what is wrong, what to do
@@ -88,14 +92,40 @@ def size_of(value: Any, units: Mapping[str, float]) -> float | None:
     return float(found[1]) * units[found[2]] if found and found[2] in units else None
 
 
+KUBERNETES = {**UNITS, **THOUSANDS}
+
+
 def kubernetes(value: Any) -> float | None:
-    """Memory as Kubernetes reads it, in bytes: ``1Gi``, and ``1G`` is a thousand million."""
-    return size_of(value, {**UNITS, **THOUSANDS})
+    """Memory or a disk's size as Kubernetes reads it, in bytes: ``1Gi``, and ``1G`` is a thousand million."""
+    return size_of(value, KUBERNETES)
 
 
-def cores(value: Any) -> float | None:
-    """CPU as Kubernetes reads it: ``0.5``, ``500m``."""
-    return size_of(value, {"": 1, "m": 0.001})
+def correct(value: Any, units: Mapping[str, float]) -> str:
+    """A size that can be read, for one that cannot: ``2G`` for ``2GB``."""
+    found = QUANTITY.fullmatch(str(value))
+    suffix = found[2].lower() if found else ""
+    near = max((unit for unit in units if unit and suffix.startswith(unit.lower())), key=len, default="")
+    if found and near:
+        return f"{found[1][:20]}{near}"
+    named = ", ".join(filter(None, units))
+    return f"a number with one of {named} behind it" if named else "a number"
+
+
+Sizes = Mapping[str, tuple[Any, Mapping[str, float]]]  # of parts of a pod: what is said, and its units
+
+
+def unreadable(sizes: Sizes) -> dict[str, str]:
+    """Of sizes that are said and cannot be read: what to write instead."""
+    return {
+        part: correct(value, units)
+        for part, (value, units) in sizes.items()
+        if value is not None and size_of(value, units) is None
+    }
+
+
+def mebibytes(size: float) -> str:
+    """Bytes for people, so that two sizes can be compared: ``2048 MiB``."""
+    return f"{size / (1 << 20):.1f}".removesuffix(".0") + " MiB"
 
 
 def at(data: Any, path: str) -> Any:
@@ -137,6 +167,12 @@ def profiles(document: Document) -> Iterator[Pod]:
             for part, place in PLACES.items()
         }
         volumes = {one.get("name"): one for one in rows(user, "storage.extraVolumes")}
+        sizes: Sizes = {
+            "memory": (whole.get("mem_limit", at(user, "memory.limit")), POWERS),
+            "guarantee": (whole.get("mem_guarantee", at(user, "memory.guarantee")), POWERS),
+            "cpu": (whole.get("cpu_limit", at(user, "cpu.limit")), {"": 1}),
+            "cpu_guarantee": (whole.get("cpu_guarantee", at(user, "cpu.guarantee")), {"": 1}),
+        }
         yield Pod(
             document=document,
             at={
@@ -156,10 +192,11 @@ def profiles(document: Document) -> Iterator[Pod]:
                 "dropped": said["container_security_context"],
             },
             image=str(whole.get("image", name)),
-            memory=size_of(whole.get("mem_limit", at(user, "memory.limit")), {"": 1, **POWERS}),
-            guarantee=size_of(whole.get("mem_guarantee", at(user, "memory.guarantee")), {"": 1, **POWERS}),
-            cpu=size_of(whole.get("cpu_limit", at(user, "cpu.limit")), {"": 1}),
-            cpu_guarantee=size_of(whole.get("cpu_guarantee", at(user, "cpu.guarantee")), {"": 1}),
+            memory=size_of(*sizes["memory"]),
+            guarantee=size_of(*sizes["guarantee"]),
+            cpu=size_of(*sizes["cpu"]),
+            cpu_guarantee=size_of(*sizes["cpu_guarantee"]),
+            unread=unreadable(sizes),
             gpus=str(whole.get("extra_resource_limits", table(user, "extraResource.limits")).get(cluster.GPU, "")),
             terms=[*rows(whole, "node_affinity_required"), *rows(user, "extraNodeAffinity.required")],
             labels={**table(user, "nodeSelector"), **table(whole, "node_selector")},
@@ -194,6 +231,12 @@ def workers(document: Document) -> Iterator[Pod]:
     for number, one in enumerate(rows(spec, "containers")):
         key = f"{above}.containers.{number}"
         limits, requests = table(one, "resources.limits"), table(one, "resources.requests")
+        sizes: Sizes = {
+            "memory": (limits.get("memory"), KUBERNETES),
+            "guarantee": (requests.get("memory"), KUBERNETES),
+            "cpu": (limits.get("cpu"), CORES),
+            "cpu_guarantee": (requests.get("cpu"), CORES),
+        }
         yield Pod(
             document=document,
             at={
@@ -213,10 +256,11 @@ def workers(document: Document) -> Iterator[Pod]:
                 "dropped": f"{key}.securityContext.capabilities",
             },
             image=str(one.get("image", "")),
-            memory=kubernetes(limits.get("memory")),
-            guarantee=kubernetes(requests.get("memory")),
-            cpu=cores(limits.get("cpu")),
-            cpu_guarantee=cores(requests.get("cpu")),
+            memory=size_of(*sizes["memory"]),
+            guarantee=size_of(*sizes["guarantee"]),
+            cpu=size_of(*sizes["cpu"]),
+            cpu_guarantee=size_of(*sizes["cpu_guarantee"]),
+            unread=unreadable(sizes),
             gpus=str(limits.get(cluster.GPU, "")),
             terms=rows(spec, "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms"),
             labels=table(spec, "nodeSelector"),
@@ -259,20 +303,24 @@ def _image(pod: Pod, offers: Sequence[Offer]) -> Found:
             f"{pod.image[:160]} is none of the published images",
             (f"write {offers[0].reference}, or another of images/published.toml"),
         )
+    if cluster.is_here(pod.image):
+        yield "image", f"it is {cluster.NOT_HERE}", cluster.ELSEWHERE
 
 
 def _limits(pod: Pod) -> Found:
+    for part, meant in pod.unread.items():
+        yield part, "no size that can be read: its unit is wrong, or its number", f"write {meant}"
     for part, value in (("memory", pod.memory), ("cpu", pod.cpu)):
-        if not value:
+        if not value and part not in pod.unread:
             yield part, f"no limit of {part}, so one student can take a whole node", "write one"
-    for part, limit, guarantee in (
-        ("guarantee", pod.memory, pod.guarantee),
-        ("cpu_guarantee", pod.cpu, pod.cpu_guarantee),
+    for part, limit, guarantee, say in (
+        ("guarantee", pod.memory, pod.guarantee, mebibytes),
+        ("cpu_guarantee", pod.cpu, pod.cpu_guarantee, "{:g} cores".format),
     ):
         if limit and guarantee and guarantee > limit:
             yield (
                 part,
-                f"what is guaranteed ({guarantee:g}) is above the limit ({limit:g})",
+                f"what is guaranteed ({say(guarantee)}) is above the limit ({say(limit)})",
                 "make the limit at least as large",
             )
 
@@ -285,13 +333,16 @@ def _memory_file(pod: Pod) -> Found:
             "mount one",
         )
         return
-    size = kubernetes(pod.shm.get("sizeLimit"))
-    if size is None:
+    said = pod.shm.get("sizeLimit")
+    size = kubernetes(said)
+    if said is not None and size is None:
+        yield "shm", f"the sizeLimit of {cluster.SHM} cannot be read", f"write {correct(said, KUBERNETES)}"
+    elif size is None:
         yield "shm", f"{cluster.SHM} has no sizeLimit, so it can fill the node's memory", "write one"
     elif pod.memory and size > pod.memory:
         yield (
             "shm",
-            f"{cluster.SHM} ({size:g} bytes) is part of the pod's memory, and larger ({pod.memory:g})",
+            f"{cluster.SHM} ({mebibytes(size)}) is part of the pod's memory, and larger ({mebibytes(pod.memory)})",
             "make it smaller",
         )
 
@@ -412,6 +463,7 @@ def check_values(document: Document, offers: Sequence[Offer], told: settings.Set
     found += [(key, what, fix) for key, is_wrong, what, fix in OF_VALUES if is_wrong(at(data, key))]
     if at(data, "ingress.enabled") and not at(data, "ingress.tls"):
         found.append(("ingress.tls", "passwords cross the network unencrypted", "name hosts and a secretName"))
+    found += [*_first_image(data, offers), *_capacity(data)]
     yield from name(document, found)
     kept = told.student.idle == 0 or told.student.idle * 60 > DAY  # serve.toml says it on purpose
     yield from name(document, _culling(data), WARNING if kept else ERROR)
@@ -426,12 +478,68 @@ def name(document: Document, found: Iterable[Row], level: str = ERROR) -> Iterat
     return (Finding(document.file, document.line(key), key, what, fix, level) for key, what, fix in found)
 
 
+def _first_image(data: Any, offers: Sequence[Offer]) -> Iterator[Row]:
+    """The image that the chart takes and pulls besides those of profiles; it joins name and tag with a colon."""
+    whole = f"{at(data, 'singleuser.image.name')}:{at(data, 'singleuser.image.tag')}"
+    if not rows(data, "singleuser.profileList") or not table(data, "singleuser.image"):
+        return  # looked at as a pod's image
+    if whole not in [one.reference for one in offers]:
+        tags = ", ".join(one.reference.rpartition(":")[2] for one in offers)
+        what = f"{whole[:160]} is none of the published images"
+        yield "singleuser.image.tag", what, f"write a digest (name NAME@sha256, tag the digits): {tags}"
+
+
+def _capacity(data: Any) -> Iterator[Row]:
+    said = at(data, "singleuser.storage.capacity")
+    if said is not None and kubernetes(said) is None:
+        what = "it is no quantity of Kubernetes, so no student gets a volume"
+        yield "singleuser.storage.capacity", what, f"write {correct(said, KUBERNETES)}"
+
+
 def _culling(data: Any) -> Iterator[Row]:
     timeout = at(data, "cull.timeout")
     if at(data, "cull.enabled") is False:
         yield "cull.enabled", "servers run, and hold memory, until somebody stops them", "write true"
     elif isinstance(timeout, int) and timeout > DAY:
         yield "cull.timeout", f"an idle server is kept for {timeout / 3600:g} hours", f"write at most {DAY}"
+
+
+# What the hub's container has besides: by the chart (templates/hub/deployment.yaml), by every Linux, and for each
+# service by Kubernetes.
+HAS = ("PYTHONUNBUFFERED", "HELM_RELEASE_NAME", "POD_NAMESPACE", "CONFIGPROXY_AUTH_TOKEN", "PATH", "HOME", "HOSTNAME",
+       "LANG", "LC_ALL")  # fmt: skip
+SERVICE = re.compile(r"[A-Z0-9_]+_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\w+)?)")
+# `kubectl create secret generic NAME`, as the file's first lines tell.
+TOLD_SECRET = re.compile(r"(?m)^[ \t]*#.*\bkubectl create secret generic ([^\s\\]+)")
+
+
+def check_environment(document: Document) -> Iterator[Finding]:
+    """What the hub's code reads from its environment against what is set, and the Secret that this refers to."""
+    env = at(document.data, "hub.extraEnv")
+    listed = dict(enumerate(env)) if isinstance(env, list) else env if isinstance(env, Mapping) else {}
+    given = {
+        str(one["name"]) if isinstance(one, Mapping) and "name" in one else str(key) for key, one in listed.items()
+    }
+    for key, text in table(document.data, "hub.extraConfig").items():
+        for variable in traits.variables(str(text)):
+            if variable not in (*given, *HAS) and not SERVICE.fullmatch(variable):
+                what = (
+                    f"hub.extraConfig.{key} reads it and nothing sets it: the hub ends with a KeyError when it starts"
+                )
+                yield from name(document, [(f"hub.extraEnv.{variable}", what, "set it, from a Secret if it is one")])
+    named = {
+        f"hub.extraEnv.{key}.valueFrom.secretKeyRef.name": str(found)
+        for key, one in listed.items()
+        if (found := at(one, "valueFrom.secretKeyRef.name")) is not None
+    }
+    made = TOLD_SECRET.findall(document.text)
+    # Without those lines all have to name one: ours, where any does.
+    known = made or [cluster.SECRET if cluster.SECRET in named.values() else next(iter(named.values()), "")]
+    why = "the first lines of this file do not make it" if made else "others name another"
+    for key, secret in named.items():
+        if secret not in known:
+            what = f"the Secret {secret[:80]}: {why}, and the hub does not start without it"
+            yield from name(document, [(key, what, f"write {known[0]}, or add how {secret[:80]} is made")])
 
 
 def check_hub(document: Document, offers: Sequence[Offer], chart: str, hub: str) -> Iterator[Finding]:

@@ -35,8 +35,8 @@ def check_trait(owner: str, name: str, value: Any = ..., home: str = "") -> Wron
     if known is None:
         return None
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        return f"{owner}.{name}", f"{owner} has no trait {name}", f"write {near[0]}" if near else "leave it out"
+        other = near(name, list(known))
+        return f"{owner}.{name}", f"{owner} has no trait {name}", f"write {other}" if other else "leave it out"
     if value is ...:
         return None
     from traitlets import HasTraits, TraitError, Type
@@ -47,6 +47,11 @@ def check_trait(owner: str, name: str, value: Any = ..., home: str = "") -> Wron
         if not (value is None and known[name].allow_none):
             known[name].validate(HasTraits(), value)
     except (TraitError, TypeError, ValueError, AttributeError):
+        entries = getattr(known[name], "load_entry_points", None)  # jupyterhub.traitlets.EntryPointType
+        if entries and isinstance(value, str):
+            names = sorted(entries())
+            allowed = f"one of {', '.join(names)}, or a class: package.module.Class"
+            return f"{owner}.{name}", f"there is no {value[:80]}", f"write {near(value, names) or allowed}"
         meant = known[name].info()
         return f"{owner}.{name}", f"{type(value).__name__} does not fit {owner}.{name}", f"write {meant}"[:200]
     return None
@@ -94,6 +99,20 @@ def assignments(text: str) -> Iterator[tuple[int, str, str, Any]]:
                 yield node.lineno, chain[1], chain[2], _literal(whole) if whole else ...
 
 
+def variables(text: str) -> Iterator[str]:
+    """The variables without which a configuration does not load: each ``os.environ["NAME"]`` that it reads. None of
+    what is no Python."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    for node in nodes:
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+            name = _literal(node.slice)
+            if ast.unparse(node.value) in ("os.environ", "environ") and isinstance(name, str):
+                yield name
+
+
 def choices(text: str) -> Iterator[tuple[int, Any]]:
     """The image of each ``inside.Choice(...)`` of a configuration, and its line."""
     for node in ast.walk(ast.parse(text)):
@@ -108,6 +127,11 @@ def _literal(node: ast.expr) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, RecursionError):
         return ...
+
+
+def near_trait(owner: str, name: str, home: str = "") -> str:
+    """The trait of a class that is most like a name; empty where none is."""
+    return near(name, list(_traits(owner, home) or {}))
 
 
 def near(name: str, known: Sequence[str]) -> str:

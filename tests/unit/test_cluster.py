@@ -253,6 +253,15 @@ def test_the_task_writes_and_checks(root: Path, tmp_path: Path) -> None:
     ]
     assert found[0]["line"] == values.read_text().split("alowPriv")[0].count("\n") + 1
     assert invoke("--check", "--chart=/nowhere").returncode == 2
+    table = root / "images" / "published.toml"
+    before = table.read_text()
+    table.write_text(before.replace("registry.example.org/", "127.0.0.1:5000/"))
+    here = invoke("--cluster", f"--output={tmp_path / 'here'}")
+    checked = invoke("--check", f"--output={tmp_path / 'here'}")
+    table.write_text(before)
+    assert here.returncode == 0 and "warning: cpu, cuda, cuda-legacy: published to a registry of this" in here.stderr
+    assert "warning" not in written.stderr
+    assert checked.returncode == 6 and "no node of a cluster can pull" in " ".join(checked.stdout.split())
     for wrong in ([], ["--cluster"], ["--cluster", "--check", "--output=x"], ["--cluster", "--output=x", "--chart=y"]):
         assert invoke(*wrong).returncode == 2, wrong
 

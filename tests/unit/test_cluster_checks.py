@@ -26,7 +26,7 @@ from labrig.serving import Offer, chart, checks, cluster, rules, settings, trait
 from labrig.serving.rules import Finding
 
 Change = Callable[[Any], object]
-VALUES, JOB, GPU_JOB = "values.yaml", "labs-job-cpu.yaml", "labs-job-cuda.yaml"
+VALUES, JOB, GPU_JOB, CLAIM = "values.yaml", "labs-job-cpu.yaml", "labs-job-cuda.yaml", "labs-results.yaml"
 TOLD = settings.Settings()
 
 
@@ -387,6 +387,73 @@ MUTATIONS: dict[str, tuple[str, Change, str, str]] = {
         f"{POD}.env.0.value",
         "a secret would stand here",
     ),
+    # sizes, the first image, what the hub reads
+    "a wrong unit": (
+        VALUES,
+        put("singleuser.memory.limit", "2GB"),
+        "singleuser.memory.limit",
+        "no size that can be read",
+    ),
+    "a Job's wrong unit": (
+        JOB,
+        put(f"{POD}.resources.limits.memory", "2GB"),
+        f"{POD}.resources.limits.memory",
+        "no size that can be read",
+    ),
+    "shm of a wrong unit": (
+        VALUES,
+        put("singleuser.storage.extraVolumes.0.emptyDir.sizeLimit", "1GB"),
+        "singleuser.storage.extraVolumes",
+        "cannot be read",
+    ),
+    "no quantity": (
+        VALUES,
+        put("singleuser.storage.capacity", "5GB"),
+        "singleuser.storage.capacity",
+        "no quantity of Kubernetes",
+    ),
+    "the first image": (VALUES, put("singleuser.image.tag", "latest"), "singleuser.image.tag", "none of the published"),
+    "another digest": (VALUES, put("singleuser.image.tag", "f" * 64), "singleuser.image.tag", "none of the published"),
+    "a variable that is not set": (
+        VALUES,
+        drop("hub.extraEnv.LABRIG_USER_PASSWORD"),
+        "hub.extraEnv.LABRIG_USER_PASSWORD",
+        "nothing sets it",
+    ),
+    "another authenticator": (
+        VALUES,
+        put("hub.config.JupyterHub.authenticator_class", "shared-pasword"),
+        "hub.config.JupyterHub.authenticator_class",
+        "there is no shared-pasword",
+    ),
+    # claims
+    "an unknown access mode": (
+        CLAIM,
+        put("spec.accessModes.0", "ReadWriteMny"),
+        "spec.accessModes.0",
+        "no access mode",
+    ),
+    "no access mode": (CLAIM, put("spec.accessModes", []), "spec.accessModes", "no access mode is named"),
+    "a claim's quantity": (
+        CLAIM,
+        put("spec.resources.requests.storage", "5GB"),
+        "spec.resources.requests.storage",
+        "no quantity of Kubernetes",
+    ),
+    "no size of a claim": (
+        CLAIM,
+        drop("spec.resources.requests.storage"),
+        "spec.resources.requests.storage",
+        "no size is named",
+    ),
+    "a claim's namespace": (CLAIM, put("metadata.namespace", "other"), "metadata.namespace", "namespace is labrig"),
+    "a Job's namespace": (JOB, put("metadata.namespace", "other"), "metadata.namespace", "namespace is labrig"),
+    "another claim": (
+        JOB,
+        put(f"{SPEC}.volumes.0.persistentVolumeClaim.claimName", "results"),
+        f"{SPEC}.volumes.0.persistentVolumeClaim.claimName",
+        "not that of [cluster] results",
+    ),
 }
 
 
@@ -422,6 +489,152 @@ def test_a_mutation_is_rejected_by_a_charts_own_schema(
     assert [(one.key, words in one.what) for one in found] == [(key, True)]
 
 
+def test_a_claim_that_no_file_makes_is_named(root: Path, files: dict[str, str]) -> None:
+    renamed = changed(files[CLAIM], put("metadata.name", "labrig-result"))
+    found = errors(check(root, {JOB: files[JOB], CLAIM: renamed}))
+    assert [(one.file, one.key) for one in found] == [(JOB, f"{SPEC}.volumes.0.persistentVolumeClaim.claimName")]
+    assert "has the name labrig-results" in found[0].what and "labs-results.yaml makes labrig-result:" in found[0].fix
+    alone = check(root, {JOB: files[JOB]})  # it may be there already
+    assert [(one.level, one.file, one.key) for one in alone.findings] == [("warning", JOB, found[0].key)]
+    assert not check(root, {JOB: files[JOB], CLAIM: files[CLAIM]}).findings
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "words"),
+    [
+        (put("spec.accessModes", ["ReadWriteOnce"]), "spec.accessModes", "several nodes"),
+        (drop("metadata.namespace"), "metadata.namespace", "no namespace is named"),
+    ],
+)
+def test_what_can_be_meant_of_a_claim_is_a_warning(
+    root: Path, files: dict[str, str], change: Change, key: str, words: str
+) -> None:
+    found = check(root, {CLAIM: changed(files[CLAIM], change)}).findings
+    assert [(one.level, one.key, words in one.what) for one in found] == [("warning", key, True)]
+
+
+def test_the_secret_is_the_one_that_the_first_lines_make(root: Path) -> None:
+    login = settings.Login(admins=("teacher",))
+    text = offered.files(root, settings.Settings(login=login))[VALUES]
+    assert not errors(check(root, {VALUES: text}))
+    reference = "hub.extraEnv.LABRIG_USER_PASSWORD.valueFrom.secretKeyRef.name"
+    one = check(root, {VALUES: text.replace("name: labrig-hub", "name: labrig-hbu", 1)})
+    assert [(each.key, each.line > 0, each.fix[:16]) for each in errors(one)] == [(reference, True, "write labrig-hub")]
+    assert "the first lines of this file do not make it" in errors(one)[0].what
+    every = text.replace("name: labrig-hub", "name: other")
+    assert len(errors(check(root, {VALUES: every}))) == 2
+    assert not errors(check(root, {VALUES: every.replace("secret generic labrig-hub", "secret generic other")}))
+    bare = changed(text, put(reference, "other"))  # without the first lines
+    assert [(each.key, "others name another" in each.what) for each in errors(check(root, {VALUES: bare}))] == [
+        (reference, True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "env", "missing"),
+    [
+        ('x = os.environ["A"]', {}, ["A"]),
+        ('x = environ["A"], environ["B"]', [{"name": "A", "value": "1"}], ["B"]),
+        ('x = os.environ["A"]', {"A": "1"}, []),
+        ('x = os.environ.get("A"); os.environ["B"] = "1"', {}, []),
+        ('x = os.environ["POD_NAMESPACE"] + os.environ["PROXY_API_SERVICE_HOST"]', {}, []),
+        ("x = (", {}, []),
+    ],
+)
+def test_a_variable_that_the_hub_reads_is_set(code: str, env: Any, missing: list[str]) -> None:
+    text = yaml.safe_dump({"hub": {"extraEnv": env, "extraConfig": {"mine": code}}})
+    found = list(rules.check_environment(checks.documents.read(text, VALUES)))
+    assert [one.key for one in found] == [f"hub.extraEnv.{name}" for name in missing]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:5000", "localhost:5000", "[::1]:5000", "registry.example.org"])
+def test_an_image_that_no_node_can_pull_is_named(root: Path, host: str) -> None:
+    here = [replace(one, reference=one.reference.replace("registry.example.org", host)) for one in offers_of(root)]
+    texts = cluster.render(root, TOLD, here)
+    found = errors(checks.check(texts, here, cluster.find_labs(root), TOLD, chart.read(None)))
+    places = [(one.file, one.key) for one in found if "no node of a cluster can pull" in one.what]
+    assert len(places) == len(found) == (0 if host == "registry.example.org" else 6)
+    if found:
+        assert (JOB, f"{POD}.image") in places and (VALUES, f"{OVER}.image") in places
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "key", "near"),
+    [
+        (VALUES, "  storage:", "  storrage:", "singleuser.storrage", "storage"),
+        (VALUES, "\nsingleuser:", "\nsingleusr:", "singleusr", "singleuser"),
+        (VALUES, "    KubeSpawner:", "    KubeSpwaner:", "hub.config.KubeSpwaner", "KubeSpawner"),
+        (VALUES, "  extraEnv:", "  extraEvn:", "hub.extraEvn", "extraEnv"),
+        (
+            VALUES,
+            "extra_resource_limits:",
+            "extra_resource_limts:",
+            f"{GPU}.extra_resource_limts",
+            "extra_resource_limits",
+        ),
+        (JOB, "completionMode:", "completionMod:", "spec.completionMod", "completionMode"),
+        (JOB, "      containers:", "      contaners:", f"{SPEC}.contaners", "containers"),
+    ],
+)
+def test_a_misspelt_key_is_said_without_what_follows_from_it(
+    root: Path, files: dict[str, str], file: str, old: str, new: str, key: str, near: str
+) -> None:
+    assert old in files[file]
+    found = errors(check(root, {**files, file: files[file].replace(old, new, 1)}))
+    assert (found[0].key, found[0].fix) == (key, f"write {near}")
+    above = key.rpartition(".")[0]
+    meant = f"{above}.{near}".lstrip(".")
+    assert not [one for one in found if one.key == meant or one.key.startswith(f"{meant}.")]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "units", "right"),
+    [
+        ("2GB", rules.POWERS, "2G"),
+        ("2Gi", rules.POWERS, "2G"),
+        ("1500mb", rules.POWERS, "1500M"),
+        ("5GB", rules.KUBERNETES, "5G"),
+        ("5GiB", rules.KUBERNETES, "5Gi"),
+        ("1.5gib", rules.KUBERNETES, "1.5Gi"),
+        ("much", rules.CORES, "a number with one of m behind it"),
+        ("one", {"": 1}, "a number"),
+        (True, rules.POWERS, "a number with one of K, M, G, T behind it"),
+    ],
+)
+def test_a_size_of_a_wrong_unit_is_corrected(wrong: Any, units: dict[str, float], right: str) -> None:
+    assert rules.size_of(wrong, units) is None
+    assert rules.correct(wrong, units) == right
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [("5Gi", 5 << 30), ("1e3", 1000), ("1E", 10**18), ("5.", 5), ("1Ei", 1 << 60), ("5Gb", None), ("", None)],
+)
+def test_a_quantity_is_read_as_kubernetes_does(said: str, size: float | None) -> None:
+    assert rules.kubernetes(said) == size
+
+
+def test_rows_are_in_plain_words(root: Path, files: dict[str, str]) -> None:
+    report = check(root, {VALUES: changed(files[VALUES], put("singleuser.memory.guarantee", "8G"))})
+    assert "(8192 MiB) is above the limit (2048 MiB)" in errors(report)[0].what
+    report = check(root, {VALUES: changed(files[VALUES], put("singleuser.memory.limit", "2GB"))})
+    assert [(one.key, one.fix) for one in errors(report)] == [("singleuser.memory.limit", "write 2G")]
+    assert report.summary().startswith("values.yaml: 1 error, 4 warnings\n")
+    with pytest.raises(VerifyError, match="1 error in 1 file"):
+        report.require_good()
+    wrong = put("hub.config.JupyterHub.authenticator_class", "shared-pasword")
+    assert errors(check(root, {VALUES: changed(files[VALUES], wrong)}))[0].fix == "write shared-password"
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\nb: [1\nc: 2\n", "a: 1\nb: 2\na: 3\n", "a: 1\nb: &b 1\nc: *b\n", "a: 1\nb: 2\nc: \x00\n"]
+)
+def test_what_is_no_yaml_has_its_line_and_its_files_name(root: Path, text: str) -> None:
+    found = errors(check(root, {VALUES: text}))
+    assert [(one.line, one.what.startswith("values.yaml is no YAML")) for one in found] == [(3, True)]
+    assert "<unicode string>" not in found[0].what
+
+
 KEYS = [row["key"] for row in chart.matrix.read_table(chart.matrix.DATA / "chart.tsv") if row["key"].count(".") < 3]
 CLOSED = {row["key"] for row in chart.matrix.read_table(chart.matrix.DATA / "chart.tsv") if row["inside"] == "closed"}
 
@@ -433,7 +646,7 @@ def test_any_misspelt_key_is_named(key: str, data: st.DataObject) -> None:
 
     above, _, last = key.rpartition(".")
     place = data.draw(st.integers(0, len(last) - 1))
-    wrong = last[:place] + data.draw(st.sampled_from("qxz_")) + last[place + 1 :]
+    wrong = last[:place] + data.draw(st.sampled_from([one for one in "qxz_" if one != last[place]])) + last[place + 1 :]
     nested: dict[str, Any] = {wrong: None}
     for part in reversed([part for part in above.split(".") if part]):
         nested = {part: nested}
@@ -483,7 +696,7 @@ BOMB = "a: &a [x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("hub: [", "line 1"),
+        ("hub: [", "values.yaml is no YAML that can be taken: while parsing a flow node, expected"),
         ("hub: {a: 1}\nhub: {b: 2}\n", "hub in lines 1 and 2"),
         ("a: 1\n---\nb: 2\n", "2 documents"),
         (BOMB, "the alias *a"),
@@ -521,6 +734,26 @@ def test_an_object_that_is_none_is_named(root: Path, text: str) -> None:
 def test_values_of_any_shape_make_no_traceback(root: Path, text: str) -> None:
     assert errors(check(root, {VALUES: text}))
     assert errors(check(root, {JOB: "kind: Job\napiVersion: batch/v1\nspec: {template: {spec: {containers: 3}}}\n"}))
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "metadata: [a]\nspec: 3\n",
+        "metadata: {name: [a], namespace: {b: 1}}\nspec: {accessModes: [3, {a: 1}]}\n",
+        "spec: {accessModes: [a], resources: {requests: {storage: [1]}}}\n",
+        "spec: {accessModes: ReadWriteMany, resources: []}\n",
+    ],
+)
+def test_claims_of_any_shape_make_no_traceback(root: Path, files: dict[str, str], rest: str) -> None:
+    report = check(root, {JOB: files[JOB], CLAIM: f"kind: PersistentVolumeClaim\napiVersion: v1\n{rest}"})
+    assert {one.file for one in errors(report)} == {JOB, CLAIM}
+    volumes = "kind: Job\napiVersion: batch/v1\nspec: {template: {spec: {volumes: [a, {persistentVolumeClaim: 3}]}}}\n"
+    assert errors(check(root, {JOB: volumes}))
+    env = (
+        "hub: {extraEnv: [3, {name: a, valueFrom: 3}, {valueFrom: {secretKeyRef: {name: [1]}}}], extraConfig: {a: 3}}\n"
+    )
+    check(root, {VALUES: env + "singleuser: {image: {name: '[', tag: 3}, profileList: [{a: 1}]}\n"})
 
 
 @pytest.mark.parametrize(
