@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,8 +35,6 @@ ARCH = "kubernetes.io/arch"  # kubernetes.io/docs/reference/labels-annotations-t
 ARCHS = {"linux_x86_64": "amd64", "linux_aarch64": "arm64"}
 SECRET = "labrig-hub"  # noqa: S105 - a Secret's name
 TLS = "labrig-hub-tls"
-# A trait of such a name holds a secret, so that serve.toml can only refer to it.
-SECRET_NAME = re.compile(r"(?i)(password|passphrase|secret|token|api_?key|private_?key|credentials?)$")
 SHARED_CLASS = "SharedPasswordAuthenticator"
 TIMEOUT, RETRIES, SIDE_BY_SIDE = 900, 1, 4  # seconds of a lab; of an index; pods of a Job at once
 PULL = 1800  # seconds for a node to pull an image of gigabytes before its first lab
@@ -229,9 +226,10 @@ def sort_traits(login: settings.Login) -> tuple[list[Hidden], dict[str, Any]]:
     for trait, value in login.settings.items():
         if secret.is_reference(value):
             hidden.append(Hidden(owner, trait, value))
-        elif SECRET_NAME.search(trait) or _refers(value):
+        elif (plain := next(secret.find_plain(value, trait), "")) or _refers(value):
             raise UsageError(
-                f"[login.settings] {trait} would stand in {VALUES} for everybody to read", found=type(value).__name__,
+                f"[login.settings] {(plain or trait)[:80]} would stand in {VALUES} for everybody to read",
+                found=type(value).__name__,
                 fix=f"write {secret.MEANT}, as the whole value",
             )  # fmt: skip
         else:
