@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ ARCH = "kubernetes.io/arch"  # kubernetes.io/docs/reference/labels-annotations-t
 ARCHS = {"linux_x86_64": "amd64", "linux_aarch64": "arm64"}
 SECRET = "labrig-hub"  # noqa: S105 - a Secret's name
 TLS = "labrig-hub-tls"
+UNPRINTED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 SHARED_CLASS = "SharedPasswordAuthenticator"
 TIMEOUT, RETRIES, SIDE_BY_SIDE = 900, 1, 4  # seconds of a lab; of an index; pods of a Job at once
 PULL = 1800  # seconds for a node to pull an image of gigabytes before its first lab
@@ -100,7 +102,7 @@ def render(root: Path, told: settings.Settings, offered: Sequence[Offer]) -> dic
         "secret": SECRET,
     }  # fmt: skip
     environment = jinja(root / "templates" / "serving")
-    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # what is JSON is YAML
+    environment.filters["yaml"] = as_yaml
     values = environment.get_template("values.yaml.j2").render(
         **shared,
         offers=[(offer, select_nodes(offer)) for offer in offered],
@@ -132,6 +134,12 @@ def render(root: Path, told: settings.Settings, offered: Sequence[Offer]) -> dic
             kept=KEPT,
         )
     return files
+
+
+def as_yaml(value: Any) -> str:
+    """A value as JSON, which is YAML but for characters that YAML takes for ends of lines or does not take at all."""
+    text = json.dumps(value, ensure_ascii=False)
+    return UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def write(files: Mapping[str, str], folder: Path) -> list[Path]:

@@ -553,8 +553,9 @@ def _texts(data: Any, above: str, whose: str) -> Iterator[tuple[str, str, str]]:
     if isinstance(data, Mapping):
         beside = str(data.get("name") or whose)
         for key, value in data.items():
-            # An annotation or a label, ``nginx.ingress.kubernetes.io/auth-tls-secret``, names a thing.
-            own = "" if "/" in str(key) else str(key)
+            # An annotation or a label, ``nginx.ingress.kubernetes.io/auth-tls-secret``, names a thing;
+            # in extraConfig it is a piece of code, at which checks.check_config looks.
+            own = "" if "/" in str(key) or above == "hub.extraConfig" else str(key)
             yield from _texts(value, f"{above}.{key}".lstrip("."), beside if key == "value" else own)
     elif isinstance(data, list):
         for number, value in enumerate(data):
