@@ -4,17 +4,39 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from labrig.errors import UsageError
 
-REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:.+")
+# No path of a secret has control characters or YAML's ends of a line: a rendered file names it in a comment.
+REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:[^\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+# What a key or a trait is called whose value is a secret; other keys than these name something (claim_groups_key).
+NAMED = re.compile(
+    r"(?i)(password|passphrase|secret|token|credential"
+    r"|(api|private|secret|access|signing|encryption|shared|auth|ssh|tls)[_-]?key)s?$"
+)
 MEANT = "a reference: env:NAME or file:PATH"
 
 
 def is_reference(value: object) -> bool:
     """Whether a value refers to a secret."""
     return isinstance(value, str) and REFERENCE.fullmatch(value) is not None
+
+
+def find_plain(value: Any, path: str, *, is_secret: bool = False) -> Iterator[str]:
+    """The path of each text or number in a value, however deep, that is named as a secret is, or is in what is so
+    named, and is no reference. What it holds is never given."""
+    is_secret = is_secret or NAMED.search(path.rpartition(".")[2]) is not None
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from find_plain(one, f"{path}.{key}", is_secret=is_secret)
+    elif isinstance(value, list | tuple | set):
+        for one in value:
+            yield from find_plain(one, path, is_secret=is_secret)
+    elif is_secret and value and value is not True and isinstance(value, str | bytes | int | float):
+        yield from () if is_reference(value) else (path,)
 
 
 def read(reference: str, whose: str) -> str:
@@ -32,7 +54,7 @@ def read(reference: str, whose: str) -> str:
         place = f"the file {where}"
         try:
             value = Path(where).expanduser().read_text(encoding="utf-8").rstrip("\n")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nosuchuser
             raise UsageError(
                 f"{whose}: cannot read {place}",
                 found=type(error).__name__,

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from labrig import secret
 from labrig.errors import UsageError, VerifyError
 from labrig.serving import (
     Offer,
@@ -195,7 +196,7 @@ def check_values(
         )
         return
     yield from _by_schema(document, chart.lay_over(against.defaults, document.data), against.schema)
-    yield from _overrides(document)
+    yield from _overrides(document, offered)
     # What harms a course is looked at where the chart's defaults hold as well.
     laid = Document(document.file, chart.lay_over(against.defaults, document.data), document.lines)
     yield from rules.check_values(laid, offered, told)
@@ -204,46 +205,59 @@ def check_values(
     yield from rules.check_hub(document, offered, f"chart {against.version}", against.hub)
 
 
-def _overrides(document: Document) -> Iterator[Finding]:
+def _overrides(document: Document, offered: Sequence[Offer]) -> Iterator[Finding]:
     """What goes to the classes of JupyterHub: the tables of ``hub.config``, the profiles' overrides, and code."""
     data, above = document.data, "singleuser.profileList"
     chosen = _chosen(rules.at(data, "hub.config.JupyterHub.authenticator_class"))
+    key = "hub.config.JupyterHub.authenticator_class"
+    is_other = traits.unseen("JupyterHub", "authenticator_class", rules.at(data, key))
     classes = [(f"hub.config.{owner}", owner, inner) for owner, inner in rules.table(data, "hub.config").items()]
     profiles = [
         (f"{above}.{number}.kubespawner_override", "KubeSpawner", row.get("kubespawner_override"))
         for number, row in enumerate(rules.rows(data, above))
     ]
-    for owner in chosen:
-        if not traits.is_known(owner, chosen[owner]):
-            key = "hub.config.JupyterHub.authenticator_class"
-            yield _unknown(document.file, document.line(key), key, owner, is_chosen=True)
     for key, owner, inner in classes + profiles:
         if not traits.is_known(owner, chosen.get(owner, "")):
             if owner not in chosen:
-                yield _unknown(document.file, document.line(key), key, owner, is_chosen=False)
+                yield _unknown(document.file, document.line(key), key, owner, is_other=is_other)
             continue
         for name, value in inner.items() if isinstance(inner, dict) else ():
             if wrong := traits.check_trait(owner, name, value, chosen.get(owner, "")):
                 near = f"{key}.{traits.near_trait(owner, name, chosen.get(owner, ''))}"
                 yield Finding(document.file, document.line(f"{key}.{name}"), f"{key}.{name}", *wrong[1:], meant=near)
+            elif traits.unseen(owner, name, value, chosen.get(owner, "")):
+                yield _unseen(document.file, document.line(f"{key}.{name}"), f"{key}.{name}", value)
     for key, text in rules.table(data, "hub.extraConfig").items():
         where = f"hub.extraConfig.{key}"
-        yield from check_config(str(text), document.file, (), where, document.line(where), chosen)
+        yield from check_config(
+            str(text), document.file, offered, where, document.line(where), chosen, is_other=is_other
+        )
 
 
 def _chosen(name: Any) -> dict[str, str]:
     """The class of a site's authenticator, and its module."""
-    module, _, owner = str(name).rpartition(".")
+    module, _, owner = name.rpartition(".") if isinstance(name, str) else ("", "", "")
     return {owner: module} if module else {}
 
 
-def _unknown(file: str, line: int, key: str, owner: str, *, is_chosen: bool) -> Finding:
-    if is_chosen:
-        what = f"{owner} is not installed here, so its traits were not looked at"
-        return Finding(file, line, key, what, "install its package where you check", rules.WARNING)
-    near = traits.near(owner, [*traits.HOMES])
+def _unknown(file: str, line: int, key: str, owner: str, *, is_other: bool) -> Finding:
+    """A class that is not known. ``is_other``: the authenticator is one that was not looked at, so this can be its."""
+    near = traits.near(owner, [*traits.HOMES, *traits.OTHERS])
+    if owner in traits.OTHERS or (is_other and not near):
+        return _unseen(file, line, key, owner)
     fix, meant = (f"write {near}", f"{key.rpartition('.')[0]}.{near}") if near else ("leave it out", "")
     return Finding(file, line, key, f"no class {owner} is known", fix, meant=meant)
+
+
+def _unseen(file: str, line: int, key: str, owner: str) -> Finding:
+    """A class that was not looked at: nothing is imported because a file that is checked names it."""
+    if "." in owner and owner.partition(".")[0] not in traits.PACKAGES:
+        what = f"{owner[:120]} is of a package that a check does not import, so this class was not looked at"
+        return Finding(file, line, key, what, "try it with the hub", rules.WARNING)
+    near = "" if "." in owner or owner in traits.ELSEWHERE else traits.near(owner, [*traits.ELSEWHERE])
+    what = f"{owner[:120]} is not installed here, so its traits were not looked at"
+    fix = f"write {near}, if you mean that" if near else "install its package where you check"
+    return Finding(file, line, key, what, fix, rules.WARNING)
 
 
 def _by_schema(document: Document, data: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Finding]:
@@ -344,7 +358,7 @@ def _by_kubernetes(document: Document, version: str) -> Iterator[Finding]:
     kind, group = document.data["kind"], document.data["apiVersion"]
     try:
         validator = _validator(kind, group, version)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no name of a file can be so
         what = f"there is no {kind[:60]} of {group[:60]}"
         yield Finding(document.file, document.line("kind"), "kind", what, "correct kind or apiVersion")
         return
@@ -381,26 +395,37 @@ def check_config(
     key: str = "",
     line: int = 0,
     chosen: Mapping[str, str] | None = None,
+    *,
+    is_other: bool = False,
 ) -> Iterator[Finding]:
     """A hub's configuration, as text: unknown classes and traits, values that do not fit, images that were not
     published, secrets. It is not run. ``chosen``: classes that a site brings, and their modules, besides the
-    authenticator that the text names.
+    authenticator that the text names; ``is_other``: that is one that was not looked at.
     """
     try:
-        given = list(traits.assignments(text))
-    except (SyntaxError, ValueError, RecursionError) as error:
+        given, chosen_images = list(traits.assignments(text)), list(traits.choices(text))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         number = getattr(error, "lineno", None) or 0
-        yield Finding(file, line + number, key, f"it is no Python: {str(error)[:120]}", "edit it")
+        yield Finding(
+            file, line + number, key, f"it is no Python: {str(error)[:120] or type(error).__name__}", "edit it"
+        )
         return
-    named = [_chosen(value) for _, _, name, value in given if name == "authenticator_class"]
-    homes = {owner: home for one in (chosen or {}, *named) for owner, home in one.items()}
+    named = [value for _, _, name, value in given if name == "authenticator_class"]
+    homes = {owner: home for one in (chosen or {}, *map(_chosen, named)) for owner, home in one.items()}
+    is_other = is_other or any(traits.unseen("JupyterHub", "authenticator_class", value) for value in named)
     for number, owner, name, value in given:
         where = f"{key}: c.{owner}.{name}".lstrip(": ")
         if not traits.is_known(owner, homes.get(owner, "")):
-            yield _unknown(file, line + number, where, owner, is_chosen=owner in homes)
+            yield (
+                _unseen(file, line + number, where, f"{homes[owner]}.{owner}")
+                if owner in homes
+                else _unknown(file, line + number, where, owner, is_other=is_other)
+            )
         elif wrong := traits.check_trait(owner, name, value, homes.get(owner, "")):
             yield Finding(file, line + number, where, *wrong[1:])
-        if cluster.SECRET_NAME.search(name) and isinstance(value, str) and value:
+        elif traits.unseen(owner, name, value, homes.get(owner, "")):
+            yield _unseen(file, line + number, where, value)
+        if any(secret.find_plain(value, name)) or (secret.is_reference(value) and secret.NAMED.search(name)):
             yield Finding(
                 file,
                 line + number,
@@ -410,7 +435,7 @@ def check_config(
             )
         if name in ("image", "allowed_images"):
             yield from _images(file, line + number, where, value, offered)
-    for number, value in traits.choices(text):
+    for number, value in chosen_images:
         yield from _images(file, line + number, f"{key}: inside.Choice".lstrip(": "), value, offered)
 
 
@@ -418,8 +443,9 @@ def _images(file: str, line: int, key: str, value: Any, offered: Sequence[Offer]
     known = {name for one in offered for name in (one.reference, one.config, one.reference.partition("@")[2])}
     images = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
     for image in images if value is not ... else []:
-        if image not in known:
-            yield Finding(file, line, key, f"{str(image)[:120]} is none of the published images", "render it again")
+        if not isinstance(image, str) or image not in known:
+            shown = image[:120] if isinstance(image, str) else _kind(image)
+            yield Finding(file, line, key, f"{shown} is none of the published images", "render it again")
 
 
 def _version(package: str) -> str:

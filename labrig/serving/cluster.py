@@ -38,8 +38,7 @@ ARCH = "kubernetes.io/arch"  # kubernetes.io/docs/reference/labels-annotations-t
 ARCHS = {"linux_x86_64": "amd64", "linux_aarch64": "arm64"}
 SECRET = "labrig-hub"  # noqa: S105 - a Secret's name
 TLS = "labrig-hub-tls"
-# A trait of such a name holds a secret, so that serve.toml can only refer to it.
-SECRET_NAME = re.compile(r"(?i)(password|passphrase|secret|token|api_?key|private_?key|credentials?)$")
+UNPRINTED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 SHARED_CLASS = "SharedPasswordAuthenticator"
 TIMEOUT, RETRIES, SIDE_BY_SIDE = 900, 1, 4  # seconds of a lab; of an index; pods of a Job at once
 PULL = 1800  # seconds for a node to pull an image of gigabytes before its first lab
@@ -121,7 +120,7 @@ def render(root: Path, told: settings.Settings, offered: Sequence[Offer]) -> dic
         "secret": SECRET,
     }  # fmt: skip
     environment = jinja(root / "templates" / "serving")
-    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # what is JSON is YAML
+    environment.filters["yaml"] = as_yaml
     values = environment.get_template("values.yaml.j2").render(
         **shared,
         offers=[(offer, select_nodes(offer)) for offer in offered],
@@ -153,6 +152,12 @@ def render(root: Path, told: settings.Settings, offered: Sequence[Offer]) -> dic
             kept=KEPT,
         )
     return files
+
+
+def as_yaml(value: Any) -> str:
+    """A value as JSON, which is YAML but for characters that YAML takes for ends of lines or does not take at all."""
+    text = json.dumps(value, ensure_ascii=False)
+    return UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def write(files: Mapping[str, str], folder: Path) -> list[Path]:
@@ -247,9 +252,10 @@ def sort_traits(login: settings.Login) -> tuple[list[Hidden], dict[str, Any]]:
     for trait, value in login.settings.items():
         if secret.is_reference(value):
             hidden.append(Hidden(owner, trait, value))
-        elif SECRET_NAME.search(trait) or _refers(value):
+        elif (plain := next(secret.find_plain(value, trait), "")) or _refers(value):
             raise UsageError(
-                f"[login.settings] {trait} would stand in {VALUES} for everybody to read", found=type(value).__name__,
+                f"[login.settings] {(plain or trait)[:80]} would stand in {VALUES} for everybody to read",
+                found=type(value).__name__,
                 fix=f"write {secret.MEANT}, as the whole value",
             )  # fmt: skip
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 from labrig.errors import HostError, UsageError
@@ -11,6 +12,7 @@ from labrig.errors import HostError, UsageError
 MOST = 1 << 18  # bytes; what is rendered has some thousand, and an object in Kubernetes holds 1 MiB at most
 CHART_MOST = 1 << 22
 LEVELS = 60
+LARGEST = (1 << 64) - 1  # Kubernetes and Go take no larger number
 EXTRA = "make serve"
 
 
@@ -68,8 +70,12 @@ def read(text: str, file: str, *, most: int = MOST, aliases: bool = False) -> Do
                 raise _wrong(file, f"{path} in lines {lines[path]} and {line}"[:200], "keep one of them", line)
             lines[path] = line
         data = yaml.load(text, yaml.SafeLoader)
+        if not aliases:
+            data = _plain(data, file, "")
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise _wrong(file, _reason(error)[:300], f"edit {file}", _line(error, text)) from None
+    except (TypeError, LookupError, AttributeError):  # what PyYAML makes of !!int "", !!bool foo, !!timestamp x
+        raise _wrong(file, "a value that is not what its tag (!!) says", "leave the tag out") from None
     return Document(file, data, lines, text)
 
 
@@ -85,6 +91,33 @@ def _line(error: Exception, text: str) -> int:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     place = getattr(error, "position", None)
     return mark.line + 1 if mark else text.count("\n", 0, place) + 1 if isinstance(place, int) else 0
+
+
+def _plain(data: Any, file: str, above: str) -> Any:
+    """Data as JSON can have it, and so a chart and a cluster: keys become texts, as they make them, and no number is
+    larger than theirs. A date stays, for a schema to name. Raises UsageError for anything else."""
+    if isinstance(data, dict):
+        return {_key(key, file, above): _plain(one, file, f"{above}{str(key)[:60]}.") for key, one in data.items()}
+    if isinstance(data, list):
+        return [_plain(one, file, f"{above}{number}.") for number, one in enumerate(data)]
+    at = above.rstrip(".")[:200]
+    if isinstance(data, int) and abs(data) > LARGEST:
+        raise _wrong(file, f"{at}: a number of more than 64 bits", "write a smaller one")
+    if not isinstance(data, str | int | float | date | None):
+        raise _wrong(
+            file, f"{at}: {type(data).__name__}, which JSON has not", "write text, a number, a list or a table"
+        )
+    return data
+
+
+def _key(key: Any, file: str, above: str) -> str:
+    if isinstance(key, bool):
+        return str(key).lower()
+    if key is None:
+        return "null"
+    if isinstance(key, str) or (isinstance(key, int | float) and abs(key) <= LARGEST):
+        return str(key)
+    raise _wrong(file, f"{above.rstrip('.')[:200]}: a key that is {type(key).__name__}", "write text as the key")
 
 
 def _require_plain(file: str, events: Iterable[Any], *, aliases: bool) -> None:

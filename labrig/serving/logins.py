@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,6 @@ CLASSES = {
     SHARED: "jupyterhub.authenticators.shared.SharedPasswordAuthenticator",
     PAM: "jupyterhub.auth.PAMAuthenticator",
 }
-SECRET = re.compile(r".*(secret|password|passphrase|token|credential|key)s?")  # traits that hold one
 SHORTEST = 8  # of a shared password (jupyterhub, authenticators/shared.py)
 
 
@@ -49,9 +47,9 @@ def prove(settings: Settings) -> None:
     known = load(settings)
     for trait, value in login.settings.items():
         require_trait(settings, known, trait)
-        if SECRET.fullmatch(trait) and isinstance(value, str) and value and not secret.is_reference(value):
+        if plain := next(secret.find_plain(value, trait), ""):
             raise UsageError(
-                f"{table.at(trait)}: {trait} is a secret, and stands in the file", found="no reference",
+                f"{table.at(trait)}: {plain[:80]} is a secret, and stands in the file", found="no reference",
                 fix=f"write {secret.MEANT}",
             )  # fmt: skip
     if login.authenticator == SHARED and "user_password" in login.settings:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labrig import image, matrix
+from labrig import image, matrix, secret
 from labrig.serving import Offer, cluster, settings, traits
 from labrig.serving.documents import Document
 
@@ -28,7 +28,7 @@ QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,2})?)([A-Za-z]*)
 LOOKS_SECRET = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY|\bgh[pousr]_\w{20,}|\bglpat-[\w-]{16,}|\bxox[abp]-\w|\bAKIA[A-Z0-9]{16}\b"
 )
-NO_SECRET = ("existingSecret", "secretName", "claimName")
+NO_SECRET = ("existingSecret", "secretName", "claimName", "imagePullSecrets", "pullSecrets")  # names of some
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def size_of(value: Any, units: Mapping[str, float]) -> float | None:
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, int | float):
-        return float(value)
+        return float(min(value, 1 << 1000))  # what is larger is no float
     found = QUANTITY.fullmatch(str(value))
     return float(found[1]) * units[found[2]] if found and found[2] in units else None
 
@@ -166,7 +166,7 @@ def profiles(document: Document) -> Iterator[Pod]:
             part: f"{key}.{part}" if part in override else f"hub.config.KubeSpawner.{part}" if part in own else place
             for part, place in PLACES.items()
         }
-        volumes = {one.get("name"): one for one in rows(user, "storage.extraVolumes")}
+        volumes = _by_name(rows(user, "storage.extraVolumes"))
         sizes: Sizes = {
             "memory": (whole.get("mem_limit", at(user, "memory.limit")), POWERS),
             "guarantee": (whole.get("mem_guarantee", at(user, "memory.guarantee")), POWERS),
@@ -197,7 +197,13 @@ def profiles(document: Document) -> Iterator[Pod]:
             cpu=size_of(*sizes["cpu"]),
             cpu_guarantee=size_of(*sizes["cpu_guarantee"]),
             unread=unreadable(sizes),
-            gpus=str(whole.get("extra_resource_limits", table(user, "extraResource.limits")).get(cluster.GPU, "")),
+            gpus=str(
+                (
+                    table(whole, "extra_resource_limits")
+                    if "extra_resource_limits" in whole
+                    else table(user, "extraResource.limits")
+                ).get(cluster.GPU, "")
+            ),
             terms=[*rows(whole, "node_affinity_required"), *rows(user, "extraNodeAffinity.required")],
             labels={**table(user, "nodeSelector"), **table(whole, "node_selector")},
             shm=_shm(rows(user, "storage.extraVolumeMounts"), volumes),
@@ -227,7 +233,7 @@ PLACES = {
 def workers(document: Document) -> Iterator[Pod]:
     """The pods of a Job: one a container."""
     spec, above = table(document.data, "spec.template.spec"), "spec.template.spec"
-    volumes = {one.get("name"): one for one in rows(spec, "volumes")}
+    volumes = _by_name(rows(spec, "volumes"))
     for number, one in enumerate(rows(spec, "containers")):
         key = f"{above}.containers.{number}"
         limits, requests = table(one, "resources.limits"), table(one, "resources.requests")
@@ -273,9 +279,13 @@ def workers(document: Document) -> Iterator[Pod]:
         )
 
 
+def _by_name(listed: Sequence[Any]) -> dict[str, Any]:
+    return {one["name"]: one for one in listed if isinstance(one.get("name"), str)}
+
+
 def _shm(mounts: Sequence[Any], volumes: Mapping[Any, Any]) -> Mapping[str, Any] | None:
     name = next((one.get("name") for one in mounts if one.get("mountPath") == cluster.SHM), None)
-    found = table(volumes.get(name), "emptyDir")
+    found = table(volumes.get(name) if isinstance(name, str) else None, "emptyDir")
     return found if found.get("medium") == "Memory" else None
 
 
@@ -398,7 +408,7 @@ def _runs(offer: Offer, card: str) -> bool:
 def _admits(pod: Pod, card: str) -> bool:
     """Whether a node with a GPU of that capability can be taken; any term is enough, and all of it has to hold."""
     labels = dict(zip((cluster.MAJOR, cluster.MINOR), card.split("."), strict=True))
-    terms = [[one for one in rows(term, "matchExpressions") if one.get("key") in labels] for term in pod.terms]
+    terms = [[one for one in rows(term, "matchExpressions") if str(one.get("key")) in labels] for term in pod.terms]
     return any(all(_holds(one, labels[one["key"]]) for one in term) for term in terms)
 
 
@@ -411,7 +421,7 @@ def _holds(one: Mapping[str, Any], label: str) -> bool:
             return label in values
         case "NotIn":
             return label not in values
-        case "Gt" | "Lt" as operator if len(values) == 1 and values[0].isdecimal():
+        case "Gt" | "Lt" as operator if len(values) == 1 and re.fullmatch(r"[0-9]{1,18}", values[0]):
             return int(label) > int(values[0]) if operator == "Gt" else int(label) < int(values[0])
         case "Exists":
             return True
@@ -501,7 +511,7 @@ def _culling(data: Any) -> Iterator[Row]:
     if at(data, "cull.enabled") is False:
         yield "cull.enabled", "servers run, and hold memory, until somebody stops them", "write true"
     elif isinstance(timeout, int) and timeout > DAY:
-        yield "cull.timeout", f"an idle server is kept for {timeout / 3600:g} hours", f"write at most {DAY}"
+        yield "cull.timeout", f"an idle server is kept for {timeout // 3600} hours", f"write at most {DAY}"
 
 
 # What the hub's container has besides: by the chart (templates/hub/deployment.yaml), by every Linux, and for each
@@ -536,10 +546,10 @@ def check_environment(document: Document) -> Iterator[Finding]:
     # Without those lines all have to name one: ours, where any does.
     known = made or [cluster.SECRET if cluster.SECRET in named.values() else next(iter(named.values()), "")]
     why = "the first lines of this file do not make it" if made else "others name another"
-    for key, secret in named.items():
-        if secret not in known:
-            what = f"the Secret {secret[:80]}: {why}, and the hub does not start without it"
-            yield from name(document, [(key, what, f"write {known[0]}, or add how {secret[:80]} is made")])
+    for key, other in named.items():
+        if other not in known:
+            what = f"the Secret {other[:80]}: {why}, and the hub does not start without it"
+            yield from name(document, [(key, what, f"write {known[0]}, or add how {other[:80]} is made")])
 
 
 def check_hub(document: Document, offers: Sequence[Offer], chart: str, hub: str) -> Iterator[Finding]:
@@ -640,7 +650,7 @@ def find_secrets(document: Document) -> Iterator[Finding]:
     what = "a secret would stand here for everybody who reads the file"
     fix = f"put it into the Secret {cluster.SECRET} (the first lines of {cluster.VALUES})"
     for key, whose, value in _texts(document.data, "", ""):
-        named = cluster.SECRET_NAME.search(whose) and whose not in NO_SECRET
+        named = secret.NAMED.search(whose) and whose not in NO_SECRET
         if value and (named or LOOKS_SECRET.search(value)):
             yield from name(document, [(key, what, fix)])
 
@@ -651,7 +661,10 @@ def _texts(data: Any, above: str, whose: str) -> Iterator[tuple[str, str, str]]:
     if isinstance(data, Mapping):
         beside = str(data.get("name") or whose)
         for key, value in data.items():
-            yield from _texts(value, f"{above}.{key}".lstrip("."), beside if key == "value" else str(key))
+            # An annotation or a label, ``nginx.ingress.kubernetes.io/auth-tls-secret``, names a thing;
+            # in extraConfig it is a piece of code, at which checks.check_config looks.
+            own = "" if "/" in str(key) or above == "hub.extraConfig" else str(key)
+            yield from _texts(value, f"{above}.{key}".lstrip("."), beside if key == "value" else own)
     elif isinstance(data, list):
         for number, value in enumerate(data):
             yield from _texts(value, f"{above}.{number}", whose)

@@ -38,6 +38,8 @@ results = "labrig-results"         # the claim that documents of a Job go to; ma
 
 from __future__ import annotations
 
+import ipaddress
+import keyword
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -51,7 +53,8 @@ from labrig.tables import Table, lines_of
 
 SHARED = "shared-password"
 PAM = "pam"
-CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
+TRAIT = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 # JupyterHub takes any text as a name; these are what a volume's and a pod's name can be made of without surprises.
 USER = re.compile(r"[a-z0-9][a-z0-9._@-]{0,62}")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123 label, what Kubernetes calls names
@@ -154,7 +157,8 @@ def parse(data: Mapping[str, Any], path: Path, text: str = "") -> Settings:
         path=path,
         targets=tuple(dict.fromkeys(course.get("targets", ()))),
         students=course.get("students", 0),
-        hub=Hub(**{**hub, **{key: Path(hub[key]).expanduser() for key in ("certificate", "key") if key in hub}}),
+        hub=Hub(**{**hub, **{key: _file(hub[key], key, _where("hub", path.name, text))
+                          for key in ("certificate", "key") if key in hub}}),
         student=Student(**{key: _size(value) if key in ("memory", "shm") else value
                            for key, value in found["student"].items()}),
         login=Login(**{**login, **{key: tuple(login[key]) for key in ("users", "admins") if key in login}}),
@@ -176,6 +180,17 @@ def _list(shape: re.Pattern[str]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and bool(value) and all(_text(shape)(one) for one in value)
 
 
+def _address(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and "%" not in value and bool(ipaddress.ip_address(value))
+    except ValueError:
+        return False
+
+
+def _class(value: Any) -> bool:
+    return _text(CLASS)(value) and not any(map(keyword.iskeyword, value.split(".")))
+
+
 def _plain(value: Any) -> bool:
     """What a trait of an authenticator can be: texts, numbers, yes and no, and lists and tables of them."""
     if isinstance(value, dict):
@@ -190,7 +205,7 @@ TABLES: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         "students": (_whole(1, 100_000), "a number from 1 to 100000"),
     },
     "hub": {
-        "address": (_text(re.compile(r"[0-9A-Fa-f:.]+")), "an IP address of this machine; 127.0.0.1 is its own"),
+        "address": (_address, "an IP address of this machine; 127.0.0.1 is its own"),
         "port": (_whole(1, 65535), "a number from 1 to 65535"),
         "name": (_text(HOST), "the host's name, as students type it"),
         "certificate": (_text(re.compile(r".+")), "the path of a PEM file"),
@@ -204,7 +219,7 @@ TABLES: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         "idle": (_whole(0, 100_000), "minutes, 0 for never"),
     },
     "login": {
-        "authenticator": (lambda value: value in (SHARED, PAM) or _text(CLASS)(value),
+        "authenticator": (lambda value: value in (SHARED, PAM) or _class(value),
                           f'"{SHARED}", "{PAM}", or a class: "oauthenticator.github.GitHubOAuthenticator"'),
         "password": (secret.is_reference, secret.MEANT),
         "users": (_list(USER), "names in small letters, digits and . _ @ -"),
@@ -250,7 +265,28 @@ def _table(data: Mapping[str, Any], name: str, file: str, text: str) -> Mapping[
             # A secret is never shown, also where it stands by mistake.
             shown = "no reference" if key == "password" else type(value).__name__ if key == "settings" else repr(value)
             raise UsageError(f"{table.at(key)}: {key} is wrong", found=shown[:200], fix=meant)
+    if name == "login":
+        _require_traits(found.get("settings", {}), _where("login.settings", file, text))
     return found
+
+
+def _require_traits(given: Mapping[str, Any], table: Table) -> None:
+    """Raises UsageError for a key that is no name of Python: it becomes one in the hub's configuration."""
+    for key in given:
+        if not TRAIT.fullmatch(key) or keyword.iskeyword(key):
+            raise UsageError(
+                f"{table.at(key)}: {key[:60]!r} is no trait's name", found="no name of Python",
+                fix="write letters, digits and _, as the authenticator's class has them",
+            )  # fmt: skip
+
+
+def _file(value: str, key: str, table: Table) -> Path:
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # ~nosuchuser
+        raise UsageError(
+            f"{table.at(key)}: {key} is wrong", found=str(error)[:200], fix="write the whole path"
+        ) from None
 
 
 def _size(text: str) -> int:
@@ -286,4 +322,4 @@ def _require_sense(settings: Settings, tables: Mapping[str, Table]) -> None:
 
 def is_own(address: str) -> bool:
     """Whether only this machine reaches an address."""
-    return address == "::1" or address.startswith("127.")
+    return ipaddress.ip_address(address).is_loopback

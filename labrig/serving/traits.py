@@ -14,13 +14,33 @@ from typing import Any
 
 from labrig.serving import documents
 
-# Where the classes are that a configuration may name.
+# Where the classes are that a configuration may name; others are found by entry points, and among the bases of both.
 HOMES = {
     "JupyterHub": "jupyterhub.app", "Authenticator": "jupyterhub.auth", "LocalAuthenticator": "jupyterhub.auth",
     "PAMAuthenticator": "jupyterhub.auth", "DummyAuthenticator": "jupyterhub.auth", "Spawner": "jupyterhub.spawner",
     "SharedPasswordAuthenticator": "jupyterhub.authenticators.shared", "Proxy": "jupyterhub.proxy",
     "ConfigurableHTTPProxy": "jupyterhub.proxy", "DockerSpawner": "dockerspawner", "KubeSpawner": "kubespawner",
+    "CryptKeeper": "jupyterhub.crypto",
 }  # fmt: skip
+GROUPS = ("jupyterhub.authenticators", "jupyterhub.spawners", "jupyterhub.proxies")
+# A file that is checked must not choose what is run here, so nothing is imported but what registers itself with
+# jupyterhub, and classes of these packages.
+PACKAGES = (
+    "jupyterhub", "dockerspawner", "kubespawner", "oauthenticator", "ltiauthenticator", "nativeauthenticator",
+    "ldapauthenticator", "firstuseauthenticator", "tmpauthenticator",
+)  # fmt: skip
+# Entry points of packages that the chart's hub has and that need not be here, and their classes
+# (jupyterhub/oauthenticator, setup.py; the local ones begin with local- and Local).
+ELSEWHERE = {
+    "auth0": "Auth0OAuthenticator", "azuread": "AzureAdOAuthenticator", "bitbucket": "BitbucketOAuthenticator",
+    "cilogon": "CILogonOAuthenticator", "generic-oauth": "GenericOAuthenticator", "github": "GitHubOAuthenticator",
+    "gitlab": "GitLabOAuthenticator", "globus": "GlobusOAuthenticator", "google": "GoogleOAuthenticator",
+    "mediawiki": "MWOAuthenticator", "okpy": "OkpyOAuthenticator", "openshift": "OpenShiftOAuthenticator",
+}  # fmt: skip
+OTHERS = (
+    "OAuthenticator", *ELSEWHERE.values(), *(f"Local{one}" for one in ELSEWHERE.values()), "LTI11Authenticator",
+    "LTI13Authenticator", "NativeAuthenticator", "LDAPAuthenticator", "FirstUseAuthenticator", "TmpAuthenticator",
+)  # fmt: skip
 Wrong = tuple[str, str, str]  # the trait, what is wrong, what to do
 
 
@@ -39,14 +59,18 @@ def check_trait(owner: str, name: str, value: Any = ..., home: str = "") -> Wron
         return f"{owner}.{name}", f"{owner} has no trait {name}", f"write {other}" if other else "leave it out"
     if value is ...:
         return None
-    from traitlets import HasTraits, TraitError, Type
+    from traitlets import HasTraits, Type
 
-    if isinstance(known[name], Type) and isinstance(value, str) and not _is_installed(value):
-        return None  # a class of somebody else's package; whoever asks says that it is not here
+    if isinstance(known[name], Type) and isinstance(value, str):
+        value = _named(known[name], value)  # else traitlets would import whatever it says
+        if value is None:
+            return None  # see :func:`unseen`
+    elif _imports(known[name]):
+        return None
     try:
         if not (value is None and known[name].allow_none):
             known[name].validate(HasTraits(), value)
-    except (TraitError, TypeError, ValueError, AttributeError):
+    except Exception:  # noqa: BLE001 - whatever the trait of somebody else's class raises
         entries = getattr(known[name], "load_entry_points", None)  # jupyterhub.traitlets.EntryPointType
         if entries and isinstance(value, str):
             names = sorted(entries())
@@ -57,13 +81,50 @@ def check_trait(owner: str, name: str, value: Any = ..., home: str = "") -> Wron
     return None
 
 
-def _is_installed(path: str) -> bool:
-    """Whether the module of ``package.module.Class`` can be imported here; a name without dots is no such path."""
-    module = path.rpartition(".")[0]
+def unseen(owner: str, name: str, value: Any, home: str = "") -> bool:
+    """Whether a trait names a class, as text, that is not looked at here: it is not installed, or of a package that is
+    not imported for a check. Raises HostError as :func:`check_trait`."""
+    from traitlets import Type
+
+    trait = (_traits(owner, home) or {}).get(name)
+    return isinstance(trait, Type) and isinstance(value, str) and _named(trait, value) is None
+
+
+def _named(trait: Any, value: str) -> Any:
+    """The class that a trait's text names, by entry point or path; None where it is not looked at."""
+    from importlib import metadata
+
+    group = getattr(trait, "entry_point_group", "")
+    for entry in metadata.entry_points(group=group) if group in GROUPS else ():
+        if entry.name.lower() == value.lower():  # as jupyterhub finds it (jupyterhub, traitlets.EntryPointType)
+            return _loaded(entry.value.replace(":", "."))
+    return _by_path(value)
+
+
+def _by_path(path: str) -> Any:
+    """``package.module.Class`` of a package whose classes may be imported; None where there is none."""
+    words = path.split(".")
+    if words[0] not in PACKAGES or not all(one.isidentifier() and not one.startswith("_") for one in words):
+        return None
+    return _loaded(path)
+
+
+def _loaded(path: str) -> Any:
+    module, _, name = path.rpartition(".")
     try:
-        return not module or bool(importlib.import_module(module))
-    except ImportError:
-        return False
+        found = getattr(importlib.import_module(module), name, None)
+    except (Exception, SystemExit):  # noqa: BLE001 - whatever somebody else's module raises when it is imported
+        return None
+    return found if isinstance(found, type) else None
+
+
+def _imports(trait: Any) -> bool:
+    """Whether somewhere in a trait, such as a list's or a union's, is one that imports what a text names."""
+    from traitlets import TraitType, Type
+
+    inner = [getattr(trait, one, None) for one in ("_trait", "_key_trait", "_value_trait")]
+    inner += [*(getattr(trait, "trait_types", None) or ()), *(getattr(trait, "_traits", None) or ())]
+    return isinstance(trait, Type) or any(_imports(one) for one in inner if isinstance(one, TraitType))
 
 
 def is_known(owner: str, home: str = "") -> bool:
@@ -73,15 +134,29 @@ def is_known(owner: str, home: str = "") -> bool:
 
 @cache
 def _traits(owner: str, home: str) -> dict[str, Any] | None:
-    """The traits that a class lets be configured, by name; None for a class that is not known, or not installed."""
-    module = HOMES.get(owner, home)
-    try:
-        found: Any = getattr(importlib.import_module(module), owner) if module else None
-    except (ImportError, AttributeError) as error:
-        if owner in HOMES and isinstance(error, ImportError):
+    """The traits that a class lets be configured, by name; None for a class that is not known, or not looked at."""
+    if home:
+        found = _by_path(f"{home}.{owner}")
+    elif owner in HOMES:
+        try:
+            found = getattr(importlib.import_module(HOMES[owner]), owner, None)
+        except ImportError as error:
             raise documents.require_extra(error) from None
-        return None
+    else:
+        found = _classes().get(owner)
     return dict(found.class_traits(config=True)) if hasattr(found, "class_traits") else None
+
+
+@cache
+def _classes() -> dict[str, Any]:
+    """By name the classes that register themselves with jupyterhub here, ours, and the bases of both: a table of a
+    base's name counts for what extends it."""
+    from importlib import metadata
+
+    paths = [entry.value.replace(":", ".") for group in GROUPS for entry in metadata.entry_points(group=group)]
+    paths += [f"{module}.{name}" for name, module in HOMES.items()]
+    classes = [found for found in map(_loaded, paths) if found is not None]
+    return {one.__name__: one for found in classes for one in found.__mro__ if hasattr(one, "class_traits")}
 
 
 def assignments(text: str) -> Iterator[tuple[int, str, str, Any]]:
@@ -125,7 +200,7 @@ def choices(text: str) -> Iterator[tuple[int, Any]]:
 def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, RecursionError, MemoryError):
         return ...
 
 

@@ -668,7 +668,7 @@ def test_a_sites_authenticator_is_looked_at_where_it_is_installed(root: Path) ->
     report = check(root, offered.files(root, told), told)
     assert not errors(report)
     said = next(one for one in report.findings if "NoSuch" in one.what)
-    assert said.level == "warning" and "not installed here" in said.what
+    assert said.level == "warning" and "not looked at" in said.what
 
 
 @pytest.mark.parametrize(("hub", "words"), [("5.5.0", "a login and a kernel worked"), ("4.1.0", "not tried together")])

@@ -14,6 +14,7 @@ from typing import Any
 import certificates
 import pytest
 
+from labrig import secret
 from labrig.errors import BuildError, HostError, UsageError
 from labrig.host import Gpu, Host
 from labrig.serving import Offer, configuration, keeper, logins, proofs, settings, state
@@ -246,14 +247,18 @@ def test_a_private_proxys_password_is_not_written_down(monkeypatch: pytest.Monke
 # --- logins -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trait", ["client_secret", "admin_password", "token", "api_key", "signing_keys"])
+@pytest.mark.parametrize(
+    "trait", ["client_secret", "admin_password", "token", "api_key", "signing_keys", "client_secrets", "api_tokens"]
+)
 def test_a_trait_that_is_a_secret_has_to_be_a_reference(trait: str) -> None:
-    assert logins.SECRET.fullmatch(trait)
+    assert list(secret.find_plain("geheim", trait)) == [trait]
 
 
-@pytest.mark.parametrize("trait", ["client_id", "token_url", "userdata_url", "password_rules_url", "service"])
+@pytest.mark.parametrize(
+    "trait", ["client_id", "token_url", "userdata_url", "password_rules_url", "service", "claim_groups_key"]
+)
 def test_a_trait_that_is_none_is_written_out(trait: str) -> None:
-    assert not logins.SECRET.fullmatch(trait)
+    assert not list(secret.find_plain("geheim", trait))
 
 
 def test_a_misspelt_trait_is_named_with_what_is_near(tmp_path: Path) -> None:
