@@ -162,7 +162,7 @@ async def take_gpu(pool: Pool, ids: Sequence[str], spawner: Any) -> str:
     found = await spawner.docker("containers", filters={"label": LABEL})
     running = {each["Names"][0].lstrip("/"): each["Labels"][LABEL] for each in found}
     if (gpu := pool.take(spawner.container_name, ids, running, held)) is None:
-        all_of_them = "the one GPU for it is" if len(ids) == 1 else f"all {len(ids)} GPUs for it are"
+        all_of_them = "the one GPU for this image is" if len(ids) == 1 else f"all {len(ids)} GPUs for this image are"
         raise refusal(
             f"No GPU is free: {all_of_them} in use. Choose an image without one, or try again when somebody has "
             f"stopped their server. {KEPT}", "gpu", 503,
