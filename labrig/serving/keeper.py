@@ -94,9 +94,13 @@ def keep(place: Path) -> int:
 
 def rotate(log: Path) -> None:
     """Begin a log anew that is too large; the hub has it open for appending, so it is copied away, not renamed."""
-    if log.stat().st_size > LARGEST:
-        shutil.copyfile(log, log.with_suffix(".1"))
-        os.truncate(log, 0)
+    with contextlib.suppress(OSError):  # a full disk, where room is what is needed; or somebody has removed it
+        if log.stat().st_size <= LARGEST:
+            return
+        try:
+            shutil.copyfile(log, log.with_suffix(".1"))
+        finally:
+            os.truncate(log, 0)
 
 
 def _look_after(child: Child, where: Path, environment: dict[str, str]) -> str:
