@@ -131,10 +131,13 @@ def print_json(value: object) -> None:
 
 
 def print_bytes(pieces: Iterable[bytes]) -> None:
-    """Print what a server says to stdout, as it comes."""
-    for piece in pieces:
-        sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
+    """Print what a server says to stdout, as it comes. Ctrl-C is the way out of it, and needs no words: 130."""
+    try:
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+    except KeyboardInterrupt:
+        raise Exit(code=Interrupted.code) from None
 
 
 def require_one(**flags: bool) -> None:

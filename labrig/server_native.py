@@ -124,6 +124,8 @@ def logs(name: str, place: Path, *, follow: bool) -> Iterator[bytes]:
     with (place / LOG).open("rb") as file:
         while True:
             alive = is_alive(name, place)  # asked first: what it said at its end is read all the same
+            if file.tell() > os.fstat(file.fileno()).st_size:  # it was copied away, and begins anew
+                file.seek(0)
             while piece := file.read(1 << 16):
                 yield piece
             if not (follow and alive):

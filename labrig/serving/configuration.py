@@ -15,24 +15,42 @@ TEMPLATE = "serving/jupyterhub_config.py.j2"
 PAGES = "serving/pages"  # what JupyterHub shows instead of its own
 
 
-def text(settings: Settings, images: Mapping[Offer, str], gpus: int, note: state.Note, templates: Path) -> str:
+def own_passwords(settings: Settings) -> dict[str, int]:
+    """The files of passwords that are ours to make, and how many random bytes each holds."""
+    login, made = settings.login, {}
+    if login.authenticator == SHARED and not login.password:
+        made[state.PASSWORD] = 6
+    if login.authenticator == SHARED and login.admins and "admin_password" not in login.settings:
+        made[state.ADMIN_PASSWORD] = 24
+    return made
+
+
+def text(
+    settings: Settings,
+    images: Mapping[Offer, str],
+    gpus: Mapping[str, tuple[str, ...]],
+    note: state.Note,
+    templates: Path,
+) -> str:
     """The file. ``images``: what the engine calls the image of each offer: its identity, never a name or a tag;
-    ``gpus``: how many there are to hand out.
+    ``gpus``: for each target that needs one, the ids of those it runs on.
 
     No secret stands in it: those of serve.toml are references, ours are files, both read when the hub starts.
     """
+    from sqlalchemy import URL
+
     place, login = state.place(), settings.login
     folder = {name: f"file:{place / name}" for name in (state.PASSWORD, state.ADMIN_PASSWORD)}
     given = {
         "py": repr,  # a constant of Python
         "choices": [
-            Choice(one.target, one.title, one.why, one.size, identity, gpu=one.device == "cuda")
+            Choice(one.target, one.title, one.why, one.size, identity, gpus.get(one.target, ()))
             for one, identity in images.items()
         ],
-        "gpus": [str(number) for number in range(gpus)],  # as nvidia-smi counts them
         "note": note,
         "scheme": "https" if note.certificate else "http",
         "place": str(place),
+        "database": URL.create("sqlite", database=str(place / state.DATABASE)).render_as_string(),
         "state": state,
         "name": state.name(),
         "mark": state.mark(),
@@ -41,7 +59,7 @@ def text(settings: Settings, images: Mapping[Offer, str], gpus: int, note: state
         "shared": login.authenticator == SHARED,
         "pages": str((templates / PAGES).absolute()),
         "password": login.password or folder[state.PASSWORD],
-        "admin_password": folder[state.ADMIN_PASSWORD],
+        "admin_password": folder[state.ADMIN_PASSWORD] if state.ADMIN_PASSWORD in own_passwords(settings) else "",
         "authenticator": logins.name_of(login.authenticator),
         "user_pattern": rf"{USER.pattern}\Z",  # jupyterhub looks for a match at the beginning
         "users": sorted(login.users),
@@ -67,5 +85,5 @@ def draft(settings: Settings, offered: Sequence[Offer], root: Path) -> str:
         certificate=str(hub.certificate or ""), key=str(hub.key or ""), asked="", checkout=str(root), since="",
     )  # fmt: skip
     images = {one: one.config for one in offered if one.hub}
-    gpus = sum(one.device == "cuda" for one in images)
+    gpus = {one.target: ("0",) for one in images if one.device == "cuda"}
     return text(settings, images, gpus, note, root / "templates")

@@ -6,7 +6,7 @@ knows it again. What the engine cannot show yet, spawns under way, is reserved h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 LABEL = "labrig.hub.gpu"  # of a student's container: the id of its GPU
@@ -14,27 +14,26 @@ LABEL = "labrig.hub.gpu"  # of a student's container: the id of its GPU
 
 @dataclass
 class Pool:
-    """All ``ids`` that there are, and who has one from us: the names of containers, each with its id."""
+    """Who has a GPU from us: the names of containers, each with its id."""
 
-    ids: tuple[str, ...]
     reserved: dict[str, str] = field(default_factory=dict)
 
     def held(self) -> frozenset[str]:
         """The ids that are reserved now; ask before the engine is asked, and hand it to :meth:`take`."""
         return frozenset(self.reserved.values())
 
-    def take(self, who: str, running: Mapping[str, str], held: frozenset[str]) -> str | None:
-        """Reserve an id for the container ``who``; None where none is free.
+    def take(self, who: str, ids: Sequence[str], running: Mapping[str, str], held: frozenset[str]) -> str | None:
+        """Reserve one of ``ids`` for the container ``who``; None where none is free.
 
         ``running`` is what the engine says: the names of running containers with a GPU, each with its id. That answer
         took time: ``held`` is what was reserved when it was asked for, so that neither a container which started
         meanwhile nor one whose reservation went meanwhile is missed. What ``who`` itself has left behind is its own
         again: a container of that name is removed before the new one is made.
         """
-        if mine := self.reserved.get(who):
+        if (mine := self.reserved.get(who)) in ids:
             return mine
         others = {gpu for name, gpu in running.items() if name != who}
-        free = [gpu for gpu in self.ids if gpu not in others | held | self.held()]
+        free = [gpu for gpu in ids if gpu not in others | held | self.held()]
         if not free:
             return None
         gpu = running[who] if running.get(who) in free else free[0]

@@ -22,14 +22,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from labrig import cli, daemon, published, server_native
 from labrig.errors import BuildError, HostError, UsageError
 from labrig.files import write_atomically
 from labrig.serving import configuration, keeper, proofs, state
 from labrig.serving import settings as files
-from labrig.serving.settings import SHARED, Settings
+from labrig.serving.settings import Settings
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -70,8 +70,10 @@ class Status:
         return asdict(self)
 
 
-def up(root: Path, config: Path | None = None) -> state.Note:
+def up(root: Path, config: Path | None = None, *, own: bool = False) -> state.Note:
     """Bring the hub up and wait until it answers, or find it running, or bring back what is missing.
+
+    ``own``: one that runs already is an error, since whoever asks will end it.
 
     Raises:
         UsageError: a key of serve.toml; it runs with other settings.
@@ -83,6 +85,11 @@ def up(root: Path, config: Path | None = None) -> state.Note:
         asked = _asked(root, settings)
         before = state.read()
         if before and server_native.is_alive(KEEPER, state.place()):
+            if own:
+                raise UsageError(
+                    "a hub is running already, in the background", found=before.url,
+                    fix="invoke serve --down, then start it again",
+                )  # fmt: skip
             return _standing(before, asked)
         proven = proofs.prove(root, settings, state.place())
         proofs.require_port(settings)
@@ -97,15 +104,25 @@ def foreground(root: Path, config: Path | None = None) -> Iterator[bytes]:
     Raises:
         as :func:`up`; BuildError where it ended by itself.
     """
-    if server_native.is_alive(KEEPER, state.place()):
-        raise UsageError("a hub is running already, in the background", fix="invoke serve --down, then start it again")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # systemd's way of ending it
-    note = up(root, config)
+    note = up(root, config, own=True)
+    caught: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        caught.append(number)
+        server_native.stop(KEEPER, state.place())  # then its log ends, with its last words
+
     print(f"{note.url}\nCtrl-C ends it; students' servers go on until invoke serve --down", file=sys.stderr)
     try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end)
         yield from logs(follow=True)
     finally:
         server_native.stop(KEEPER, state.place())
+    if signal.SIGINT in caught:
+        raise KeyboardInterrupt
+    if caught:
+        return
     raise BuildError("the hub has ended", found=_why() or "somebody has stopped it", fix="invoke serve --logs")
 
 
@@ -130,12 +147,8 @@ def _launch(root: Path, settings: Settings, proven: proofs.Proven, before: state
         with daemon.connect() as client:
             gateway = _network(client)
         note = _note(root, settings, proven, before if standing else None, gateway, asked)
-        for name, size in (
-            (state.PROXY_TOKEN, 32),
-            (state.COOKIES, 32),
-            (state.PASSWORD, 6),
-            (state.ADMIN_PASSWORD, 24),
-        ):
+        own = configuration.own_passwords(settings)
+        for name, size in {state.PROXY_TOKEN: 32, state.COOKIES: 32, **own}.items():
             state.secret_file(name, size)
         text = configuration.text(settings, proven.images, proven.gpus, note, root / "templates")
         write_atomically(place / state.CONFIG, text, mode=0o600)
@@ -208,12 +221,9 @@ def _start_keeper(place: Path, root: Path) -> None:
 
 def _tell(settings: Settings) -> None:
     """Where the passwords lie that were made; never the passwords."""
-    if settings.login.authenticator != SHARED:
-        return
-    if not settings.login.password:
-        print(f"the students' password is in {state.place() / state.PASSWORD}", file=sys.stderr)
-    if settings.login.admins:
-        print(f"the admins' password is in {state.place() / state.ADMIN_PASSWORD}", file=sys.stderr)
+    whose = {state.PASSWORD: "students'", state.ADMIN_PASSWORD: "admins'"}
+    for name in configuration.own_passwords(settings):
+        print(f"the {whose[name]} password is in {state.place() / name}", file=sys.stderr)
 
 
 def _wait(note: state.Note) -> None:
@@ -232,13 +242,20 @@ def _wait(note: state.Note) -> None:
 
 
 def answers(note: state.Note) -> bool:
-    """Whether the hub answers through its proxy; the proxy alone has no JSON there."""
+    """Whether the hub answers, and then whether it does through its proxy, which would log each attempt before."""
+    if not _answers(http.client.HTTPConnection(note.hub_address, note.hub_port, timeout=ANSWER)):
+        return False
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(note.address, note.address)  # noqa: S104
     connection = (
         http.client.HTTPSConnection(address, note.port, timeout=ANSWER, context=ssl._create_unverified_context())  # noqa: S323 - its name may be another one
         if note.certificate
         else http.client.HTTPConnection(address, note.port, timeout=ANSWER)
     )
+    return _answers(connection)
+
+
+def _answers(connection: http.client.HTTPConnection) -> bool:
+    """Whether a hub's API is there; the proxy alone has no JSON there."""
     with contextlib.closing(connection):
         try:
             connection.request("GET", "/hub/api/")
@@ -311,6 +328,8 @@ def down() -> list[str]:
     if found:
         names = ", ".join(sorted(_server(one).user for one in found))
         lines.append(f"ended the servers of {names}; their files stay, in the volumes {state.name()}-NAME")
+    if not lines:
+        print("nothing runs here", file=sys.stderr)
     return lines
 
 
@@ -352,10 +371,8 @@ def _containers(client: DockerClient) -> list[Container]:
 
 def _server(container: Container) -> Server:
     labels: dict[str, str] = container.labels
-    attributes: dict[str, Any] = container.attrs
-    return Server(
-        labels.get(state.USER, ""), labels.get("labrig.target", ""), str(container.name), str(attributes["Created"])
-    )
+    since = f"{str(container.attrs['Created'])[:19]}+00:00"  # as the hub's: it is UTC, with nanoseconds
+    return Server(labels.get(state.USER, ""), labels.get("labrig.target", ""), str(container.name), since)
 
 
 def _network(client: DockerClient) -> str:
@@ -367,7 +384,11 @@ def _network(client: DockerClient) -> str:
     network = next((one for one in found if one.name == state.name()), None) or client.networks.create(
         state.name(),
         driver="bridge",
-        options={"com.docker.network.bridge.enable_icc": "false"},
+        # Its name on this machine is always the same, for the lines of a firewall; 15 characters are the most.
+        options={
+            "com.docker.network.bridge.enable_icc": "false",
+            "com.docker.network.bridge.name": f"labrig-{state.mark()}",
+        },
         labels={state.MARK: state.mark()},
     )
     network.reload()
@@ -383,9 +404,19 @@ def _asked(root: Path, settings: Settings) -> str:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Hold the lock on starting and ending the hub; its folder is made for nobody else."""
+    """Hold the lock on starting and ending the hub; its folder is made for nobody else.
+
+    Raises:
+        HostError: the folder is somebody else's.
+    """
     place = state.place()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (owner := place.stat().st_uid) != os.getuid():
+        raise HostError(
+            "the hub's folder is somebody else's, who could read its secrets", found=f"{place} is user {owner}'s",
+            fix="run it as that user, or name another folder with LABRIG_CACHE",
+        )  # fmt: skip
+    place.chmod(0o700)
     with (place / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

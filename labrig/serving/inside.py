@@ -23,23 +23,26 @@ KEPT = "Your files are kept."
 
 @dataclass(frozen=True)
 class Choice:
-    """One image, as a hub gives it. ``image`` is the engine's own id of it, ``size`` in bytes to pull."""
+    """One image, as a hub gives it. ``image`` is the engine's own id of it, ``size`` in bytes to pull.
+
+    ``gpus`` are the ids of those that it runs on, of which a student gets one; none: it is for the processor.
+    """
 
     target: str
     title: str
     why: str
     size: int
     image: str
-    gpu: bool
+    gpus: tuple[str, ...] = ()
 
 
-def configure(c: Any, choices: Sequence[Choice], ids: Sequence[str]) -> None:
-    """Set what students choose from, and what is done before and after each server; ``ids`` are those of the GPUs.
+def configure(c: Any, choices: Sequence[Choice]) -> None:
+    """Set what students choose from, and what is done before and after each server.
 
     Everything else of ``c.DockerSpawner``, the volume too, stands in jupyterhub_config.py.
     """
     known = {one.target: one for one in choices}
-    pool = Pool(tuple(ids))
+    pool = Pool()
     spawner = c.DockerSpawner
     spawner.allowed_images = {one.target: one.image for one in choices}
     spawner.image = choices[0].image
@@ -71,7 +74,7 @@ def form(known: Mapping[str, Choice], spawner: Any) -> str:
 def _entry(one: Choice, *, checked: bool) -> str:
     target, title, why = (html.escape(text) for text in (one.target, one.title, one.why))
     size = f"{one.size / 1e9:.1f} GB" if one.size >= 1e9 else f"{one.size / 1e6:.0f} MB"
-    about = size + (", with a GPU of its own" if one.gpu else "")
+    about = size + (", with a GPU of its own" if one.gpus else "")
     return f"""<div class="form-check mb-3">
   <input class="form-check-input" type="radio" name="{OPTION}" id="choice-{target}" value="{target}"
     {"checked" if checked else ""} required>
@@ -117,7 +120,7 @@ async def prepare(known: Mapping[str, Choice], pool: Pool, spawner: Any) -> None
     spawner.image = one.image
     with in_words(one):
         await make_folder(one, spawner)
-        gpu = await take_gpu(pool, spawner) if one.gpu else None
+        gpu = await take_gpu(pool, one.gpus, spawner) if one.gpus else None
     # From the configuration, not from the spawner: it has what was set here for another image before.
     asked = spawner.config.DockerSpawner
     host, create = dict(asked.get("extra_host_config", {})), dict(asked.get("extra_create_kwargs", {}))
@@ -153,14 +156,13 @@ async def make_folder(one: Choice, spawner: Any) -> None:
     await spawner.docker("remove_container", name, force=True)
 
 
-async def take_gpu(pool: Pool, spawner: Any) -> str:
-    """A GPU that nobody else has. Raises SpawnException 503 where there is none."""
+async def take_gpu(pool: Pool, ids: Sequence[str], spawner: Any) -> str:
+    """One of ``ids``, a GPU that nobody else has. Raises SpawnException 503 where there is none."""
     held = pool.held()
     found = await spawner.docker("containers", filters={"label": LABEL})
     running = {each["Names"][0].lstrip("/"): each["Labels"][LABEL] for each in found}
-    if (gpu := pool.take(spawner.container_name, running, held)) is None:
-        many = len(pool.ids)
-        all_of_them = "the one GPU is" if many == 1 else f"all {many} GPUs are"
+    if (gpu := pool.take(spawner.container_name, ids, running, held)) is None:
+        all_of_them = "the one GPU for this image is" if len(ids) == 1 else f"all {len(ids)} GPUs for this image are"
         raise refusal(
             f"No GPU is free: {all_of_them} in use. Choose an image without one, or try again when somebody has "
             f"stopped their server. {KEPT}", "gpu", 503,

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +29,8 @@ LOOK = 0.2  # seconds between two looks at the children
 DEATHS, SPAN = 5, 60.0  # so many deaths of one child within so many seconds, and it gives up
 FIRST_WAIT = 0.5  # seconds until a child is started again; doubled at each death within SPAN
 GRACE = 10.0  # seconds for a child to end; less than whoever ends the keeper gives it
+LARGEST = 20 << 20  # bytes of the log; what is older is kept once beside it
+COLOURS = re.compile(rb"\x1b\[[0-9;]*m")  # of the proxy, which writes them also into a file (logform, colorize.js)
 TOKEN = "CONFIGPROXY_AUTH_TOKEN"  # noqa: S105 - a variable's name; JupyterHub and the proxy both read it
 
 
@@ -35,6 +40,7 @@ class Child:
 
     name: str
     command: Sequence[str]
+    colours: bool = False
     process: subprocess.Popen[bytes] | None = None
     deaths: list[float] = field(default_factory=list)
 
@@ -52,7 +58,7 @@ def children(note: state.Note, place: Path) -> tuple[Child, Child]:
     if note.certificate:
         proxy += ["--ssl-cert", note.certificate, "--ssl-key", note.key]
     return (
-        Child("proxy", proxy),
+        Child("proxy", proxy, colours=True),
         Child("hub", [sys.executable, "-m", "jupyterhub", "-f", str(place / state.CONFIG)]),
     )
 
@@ -77,12 +83,24 @@ def keep(place: Path) -> int:
                     _say(reason)
                     write_atomically(place / state.REASON, reason + "\n", mode=0o600)
                     return 4
+            rotate(place / server_native.LOG)
             time.sleep(LOOK)
         _say(f"{signal.Signals(stopped[0]).name}: ending")
         return 0
     finally:
         for child in (hub, proxy):
             _end(child)
+
+
+def rotate(log: Path) -> None:
+    """Begin a log anew that is too large; the hub has it open for appending, so it is copied away, not renamed."""
+    with contextlib.suppress(OSError):  # a full disk, where room is what is needed; or somebody has removed it
+        if log.stat().st_size <= LARGEST:
+            return
+        try:
+            shutil.copyfile(log, log.with_suffix(".1"))
+        finally:
+            os.truncate(log, 0)
 
 
 def _look_after(child: Child, where: Path, environment: dict[str, str]) -> str:
@@ -97,10 +115,22 @@ def _look_after(child: Child, where: Path, environment: dict[str, str]) -> str:
     if child.process is None and child.is_due(now):
         child.process = subprocess.Popen(
             list(child.command), cwd=where, env=environment, stdin=subprocess.DEVNULL,
-            preexec_fn=program.die_with_parent,
+            preexec_fn=program.die_with_parent, stdout=subprocess.PIPE if child.colours else None,
+            stderr=subprocess.STDOUT,
         )  # fmt: skip
+        if child.colours:
+            threading.Thread(target=_pass_on, args=(child.process,), daemon=True).start()
         _say(f"the {child.name} is started as process {child.process.pid}")
     return ""
+
+
+def _pass_on(process: subprocess.Popen[bytes]) -> None:
+    """Write what a child says into the log, without colours."""
+    assert process.stdout is not None  # noqa: S101 - a pipe
+    with process.stdout as said:
+        for line in said:
+            with contextlib.suppress(OSError):  # a full disk takes no log, and ends nobody
+                os.write(sys.stdout.fileno(), COLOURS.sub(b"", line))
 
 
 def _end(child: Child) -> None:

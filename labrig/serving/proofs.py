@@ -10,15 +10,15 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import daemon, image
+from labrig import compat, daemon, image, spec
 from labrig.errors import BuildError, HostError, UsageError
 from labrig.host import Host, read_host
-from labrig.serving import Offer, logins, offers
+from labrig.serving import Offer, logins, offers, state
 from labrig.serving import settings as files
 from labrig.serving.settings import PAM, SHARED, Settings
 
@@ -31,15 +31,18 @@ PROXY_MAJOR = 5  # what we have run
 INSTALL = f"sudo apt install nodejs npm && sudo npm install --global {PROXY}@{PROXY_MAJOR}"
 ROOM = 64 << 20  # bytes that the hub's folder needs: its database, its log
 ENGINE_ROOM = 1 << 30  # bytes that the engine needs for students' volumes and logs
+METADATA = ("169.254.169.254", 80)  # where clouds tell a virtual machine its keys, and whoever asks from it
+CLOUDS = re.compile("amazon|google|microsoft|digitalocean|openstack|hetzner|alibaba|oracle|scaleway|vultr", re.I)
 SOON = timedelta(days=14)  # a certificate that ends sooner is said
 
 
 @dataclass(frozen=True)
 class Proven:
-    """What was found: the images by offer, the proxy program, and what the admin should know besides."""
+    """What was found: the images by offer, the ids of the GPUs that each target for one runs on, the proxy program,
+    and what the admin should know besides."""
 
     images: Mapping[Offer, str]
-    gpus: int
+    gpus: Mapping[str, tuple[str, ...]]
     proxy: str
     notices: tuple[str, ...]
 
@@ -55,19 +58,23 @@ def prove(root: Path, settings: Settings, place: Path) -> Proven:
     logins.prove(settings)
     notices = [*require_certificate(settings, datetime.now(UTC))]
     proxy = require_proxy()
+    require_database(place / state.DATABASE)
     require_room(place, ROOM, "the hub's database and log")
     daemon.require_local()
     host = read_host()
     found = offers.read(root, host.container_platform or "", settings.targets)
+    targets = spec.read(root / "images" / spec.TABLE).targets
     with daemon.connect() as client:
-        kept, said = find_images(client, found, settings, host)
+        kept, said = find_images(client, found, settings, host, targets)
         docker_root = Path(str(client.info().get("DockerRootDir", "/")))
     if docker_root.exists():
         require_room(docker_root, ENGINE_ROOM, "the engine's volumes of students")
     notices += said
-    notices += about_gpus(kept, len(host.gpus), settings.students)
+    gpus = {one.target: cards(targets[one.target], host) for one in kept if one.device == "cuda"}
+    notices += about_gpus(kept, len(set().union(*gpus.values())), settings.students)
     notices += about_login(settings, os.getuid())
-    return Proven(kept, len(host.gpus), proxy, tuple(notices))
+    notices += about_metadata(Path("/sys/class/dmi/id"))
+    return Proven(kept, gpus, proxy, tuple(notices))
 
 
 def require_proxy() -> str:
@@ -101,11 +108,29 @@ def require_room(folder: Path, least: int, what: str) -> None:
         )
 
 
+def require_database(file: Path) -> None:
+    """Raises BuildError where the hub's database is none (sqlite.org/fileformat.html, 1.3); empty is one."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(16)
+    except FileNotFoundError:
+        return
+    if head and head != b"SQLite format 3\0":
+        raise BuildError(
+            "the hub's database is damaged", found=f"{file} is not a database of SQLite",
+            fix=f"mv {file} {file}.damaged; the hub begins a new one: everybody logs in anew, files stay",
+        )  # fmt: skip
+
+
 # --- images -------------------------------------------------------------------------------------------------------
 
 
 def find_images(
-    client: DockerClient, found: tuple[Offer, ...], settings: Settings, host: Host
+    client: DockerClient,
+    found: tuple[Offer, ...],
+    settings: Settings,
+    host: Host,
+    targets: Mapping[str, spec.Target],
 ) -> tuple[dict[Offer, str], list[str]]:
     """The offers that this engine can start, by the identity of their image, and a line for each other one.
 
@@ -118,7 +143,7 @@ def find_images(
         identity = _identity(client, offer)
         if why := _cannot_join(offer):
             missing[offer.target] = (why, f"publish it anew: invoke publish --target={offer.target}")
-        elif offer.device == "cuda" and (why := _no_gpus(host)):
+        elif offer.device == "cuda" and (why := _no_gpus(targets[offer.target], host)):
             missing[offer.target] = (why, "invoke doctor says what is missing, targets in [course] what is offered")
         elif not identity:
             missing[offer.target] = ("its image is not in the engine", f"invoke pull --target={offer.target}")
@@ -157,11 +182,20 @@ def _cannot_join(offer: Offer) -> str:
     return ""
 
 
-def _no_gpus(host: Host) -> str:
-    """Why this machine hands out no GPU; empty: it does."""
+def cards(target: spec.Target, host: Host) -> tuple[str, ...]:
+    """The ids, as nvidia-smi counts, of the GPUs that a target runs on, each judged alone as doctor does."""
+    build = compat.of_target(target, "docker")
+    each = [compat.judge(build, replace(host, gpus=(gpu,))) for gpu in host.gpus]
+    return tuple(str(number) for number, finding in enumerate(each) if finding.verdict == compat.RUNS)
+
+
+def _no_gpus(target: spec.Target, host: Host) -> str:
+    """Why this machine hands out no GPU that a target is known to run on; empty: it does."""
     if not host.gpus:
         return "it needs a GPU, and this machine has none"
-    return "it needs a GPU, and the engine hands none out" if host.docker_gpus is False else ""
+    if host.docker_gpus is False:
+        return "it needs a GPU, and the engine hands none out"
+    return "" if cards(target, host) else compat.judge(compat.of_target(target, "docker"), host).reason
 
 
 # --- what the admin should know -----------------------------------------------------------------------------------
@@ -182,13 +216,28 @@ def about_login(settings: Settings, user: int) -> Iterator[str]:
     """What is true of the way in, and easily overlooked."""
     login = settings.login
     if login.authenticator == SHARED:
-        who = "whoever is listed" if login.users else "whoever knows it"
-        yield (f"one password for all: {who} can come in under anybody's name, and open anybody's files. For a first "
+        name = "any name of the list" if login.users else "anybody's name"
+        yield (f"one password for all: whoever knows it can come in under {name}, and open their files. For a first "
                'hour in a room; then authenticator = "pam" or a class, in [login] of serve.toml')  # fmt: skip
     if login.authenticator == PAM and user != 0:
         yield f"PAM as user {user}, who is not root, may prove nobody's password but their own"
     if settings.hub.plain:
         yield "plain = true: passwords cross the network unencrypted"
+
+
+def about_metadata(dmi: Path) -> Iterator[str]:
+    """A word where this is a cloud's machine, whose metadata service answers: it would answer students, too."""
+    made_by = [
+        file.read_text(errors="replace") for name in ("sys_vendor", "product_name") if (file := dmi / name).exists()
+    ]
+    if not CLOUDS.search(" ".join(made_by)):
+        return
+    try:
+        socket.create_connection(METADATA, timeout=1).close()
+    except OSError:
+        return
+    yield (f"the cloud's metadata service answers at {METADATA[0]}, for students' servers as well, and may give out "
+           "this machine's keys: docs/scale.md (Firewall) has the line that refuses it")  # fmt: skip
 
 
 # --- ports --------------------------------------------------------------------------------------------------------
@@ -210,9 +259,10 @@ def require_port(settings: Settings) -> None:
                 f"{at.at('address')}: {hub.address} is no address of this machine", found=error.strerror or str(error),
                 fix="ip address lists them; 127.0.0.1 is this machine alone",
             ) from None  # fmt: skip
+        free = free_port(hub.address)
         raise UsageError(
             f"{at.at('port')}: port {hub.port} is taken on this machine", found=error.strerror or str(error),
-            fix=f"port {free_port(hub.address)} is free: port = {free_port(hub.address)} in [hub] of serve.toml; "
+            fix=f"port {free} is free: port = {free} in [hub] of serve.toml; "
             f"ss -ltnp says whose it is",
         ) from None  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from labrig import home
@@ -62,7 +62,11 @@ def read() -> Note | None:
     """
     file = place() / NOTE
     try:
-        return Note(**json.loads(file.read_text(encoding="utf-8")))
+        note = Note(**json.loads(file.read_text(encoding="utf-8")))
+        for one in fields(note):
+            if type(value := getattr(note, one.name)).__name__ != one.type:
+                raise TypeError(f"{one.name} is {value!r}, which is no {one.type}")
+        return note
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
@@ -78,8 +82,8 @@ def write(note: Note) -> None:
 
 
 def secret_file(name: str, size: int) -> Path:
-    """A file with a secret of ``size`` random bytes as hexadecimal digits, made where it is not there yet."""
+    """A file with a secret of ``size`` random bytes as hexadecimal digits, made where there is none yet."""
     file = place() / name
-    if not file.exists():
+    if not file.exists() or not file.read_text(encoding="utf-8").strip():  # empty: a disk was full
         write_atomically(file, secrets.token_hex(size) + "\n", mode=0o600)
     return file

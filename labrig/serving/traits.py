@@ -62,20 +62,17 @@ def check_trait(owner: str, name: str, value: Any = ..., home: str = "") -> Wron
     from traitlets import HasTraits, Type
 
     if isinstance(known[name], Type) and isinstance(value, str):
-        value = _named(known[name], value)  # else traitlets would import whatever it says
+        said, value = value, _named(known[name], value)  # else traitlets would import whatever it says
         if value is None:
-            return None  # see :func:`unseen`
+            other = near(said, [*_entries(known[name])]) if said not in ELSEWHERE else ""
+            # What is like no name that is known here may be installed where the hub runs, see :func:`unseen`.
+            return (f"{owner}.{name}", f"there is no {said[:80]}", f"write {other}") if other else None
     elif _imports(known[name]):
         return None
     try:
         if not (value is None and known[name].allow_none):
             known[name].validate(HasTraits(), value)
     except Exception:  # noqa: BLE001 - whatever the trait of somebody else's class raises
-        entries = getattr(known[name], "load_entry_points", None)  # jupyterhub.traitlets.EntryPointType
-        if entries and isinstance(value, str):
-            names = sorted(entries())
-            allowed = f"one of {', '.join(names)}, or a class: package.module.Class"
-            return f"{owner}.{name}", f"there is no {value[:80]}", f"write {near(value, names) or allowed}"
         meant = known[name].info()
         return f"{owner}.{name}", f"{type(value).__name__} does not fit {owner}.{name}", f"write {meant}"[:200]
     return None
@@ -92,13 +89,19 @@ def unseen(owner: str, name: str, value: Any, home: str = "") -> bool:
 
 def _named(trait: Any, value: str) -> Any:
     """The class that a trait's text names, by entry point or path; None where it is not looked at."""
+    for name, path in _entries(trait).items():
+        if name.lower() == value.lower():  # as jupyterhub finds it (jupyterhub, traitlets.EntryPointType)
+            return _loaded(path)
+    return _by_path(value)
+
+
+def _entries(trait: Any) -> dict[str, str]:
+    """The names that a trait takes for classes which are installed here, and their paths."""
     from importlib import metadata
 
     group = getattr(trait, "entry_point_group", "")
-    for entry in metadata.entry_points(group=group) if group in GROUPS else ():
-        if entry.name.lower() == value.lower():  # as jupyterhub finds it (jupyterhub, traitlets.EntryPointType)
-            return _loaded(entry.value.replace(":", "."))
-    return _by_path(value)
+    found = metadata.entry_points(group=group) if group in GROUPS else ()
+    return {entry.name: entry.value.replace(":", ".") for entry in found}
 
 
 def _by_path(path: str) -> Any:

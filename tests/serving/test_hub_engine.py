@@ -79,7 +79,9 @@ def test_each_student_has_one_gpu_and_who_comes_too_late_is_told(engine: Engine,
     assert sorted(status for status, _ in answers) == [201, 201, 503], (answers, hub.log())
     late = next(one for one, (status, _) in zip(room, answers, strict=True) if status == 503)
     rest_of_them = [one for one in room if one is not late]
-    assert "No GPU is free: all 2 GPUs are in use." in next(said for status, said in answers if status == 503)
+    assert "No GPU is free: all 2 GPUs for this image are in use." in next(
+        said for status, said in answers if status == 503
+    )
     for one in rest_of_them:
         started(one)
     assert sorted(gpus(engine, one.name) for one in rest_of_them) == [["0"], ["1"]]

@@ -134,6 +134,7 @@ def test_status_names_the_servers_and_no_secret_is_anywhere(hub: Hub) -> None:
     assert (said["state"], said["url"], said["why"], said["engine"]) == ("running", hub.url, "", "")
     [server] = [one for one in said["servers"] if one["user"] == "ada"]
     assert server["target"] == "cpu"
+    assert len(server["since"]) == len(said["since"]) and server["since"].endswith("+00:00")
     person = hub.invoke("serve", "--status").stdout
     assert person.startswith(f"hub: running {hub.url}") and "ada" in person
 
@@ -220,7 +221,8 @@ def test_down_ends_all_and_up_knows_everybody_again(hub: Hub) -> None:
     assert "ended the hub" in done.stdout and "ada" in done.stdout and "their files stay" in done.stdout
     assert not processes(hub) and not engine_has(hub)
     assert hub.status()["state"] == "not started"
-    assert hub.invoke("serve", "--down").stdout == ""
+    again = hub.invoke("serve", "--down")
+    assert again.stdout == "" and again.stderr == "nothing runs here\n"
     hub.up()
     assert hub.secret() == password
     seated(hub, "ada")
@@ -252,10 +254,10 @@ def test_a_hub_that_does_not_stay_is_given_up_with_the_reason(place: Hub) -> Non
     said = place.status()
     assert "the hub ended 5 times within a minute" in said["why"]
     assert not processes(place)
+    assert "file is not a database" in place.log()
     done = place.invoke("serve", "--hub", f"--config={place.config}", code=4)
-    assert "the hub ended while it started" in done.stderr or "did not answer" in done.stderr
-    assert "the hub ended 5 times" in done.stderr and "file is not a database" in place.log()
-    assert not processes(place) and not engine_has(place)
+    assert "the hub's database is damaged" in done.stderr and f"mv {place.place}/jupyterhub.sqlite" in done.stderr
+    assert not processes(place)
 
 
 def test_foreground_says_its_log_and_ctrl_c_ends_it(place: Hub) -> None:
@@ -267,10 +269,15 @@ def test_foreground_says_its_log_and_ctrl_c_ends_it(place: Hub) -> None:
         until(lambda: place.log().count("JupyterHub is now running"))
         until(lambda: place.status()["state"] == "running")
         assert process.poll() is None
+        second = ["serve", "--hub", "--foreground", f"--config={place.config}"]
+        assert "a hub is running already" in place.invoke(*second, code=2).stderr
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "JupyterHub is now running" in out and place.url in errors
+    assert "SIGTERM: ending" in out, "the keeper's last line"
+    assert "interrupted" not in errors
+    assert "ECONNREFUSED" not in out and "\x1b[" not in out
     assert not processes(place)
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import fcntl
+import os
 import re
+import socket
+import sqlite3
 import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,10 +19,10 @@ from typing import Any
 import certificates
 import pytest
 
-from labrig import secret
+from labrig import secret, server_native, spec
 from labrig.errors import BuildError, HostError, UsageError
 from labrig.host import Gpu, Host
-from labrig.serving import Offer, configuration, keeper, logins, proofs, settings, state
+from labrig.serving import Offer, configuration, hub, keeper, logins, proofs, settings, state
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime.now(UTC) + timedelta(hours=1)  # the certificates are made after this line
@@ -29,7 +34,8 @@ CUDA = replace(CPU, target="cuda", device="cuda", config=f"sha256:{'3' * 64}", i
 NOTE = state.Note(
     "http://127.0.0.1:8000/", "127.0.0.1", 8000, 8001, "172.18.0.1", 8081, "/bin/proxy", "", "", "", "", ""
 )
-GPU = Gpu("NVIDIA A2")
+TARGETS = spec.read(ROOT / "images" / spec.TABLE).targets
+GPU = Gpu("NVIDIA A2", "8.6")
 
 
 def written(folder: Path, text: str) -> settings.Settings:
@@ -121,11 +127,16 @@ class Engine:
 
 def found(engine: Engine, *offers: Offer, named: tuple[str, ...] = (), host: Host | None = None) -> Any:
     told = settings.Settings(targets=named)
-    return proofs.find_images(engine, offers, told, host or Host(os="linux", arch="x86_64"))  # type: ignore[arg-type]
+    rows = {**TARGETS, "other": TARGETS["cpu"]}
+    return proofs.find_images(engine, offers, told, host or Host(os="linux", arch="x86_64"), rows)  # type: ignore[arg-type]
+
+
+def machine(driver: str, *gpus: Gpu) -> Host:
+    return Host(os="linux", arch="x86_64", libc="glibc 2.36", docker="28.2.2", driver=driver, gpus=gpus)
 
 
 def test_an_image_is_offered_by_the_identity_that_the_engine_has_and_others_are_said() -> None:
-    kept, said = found(Engine(cpu=CPU.config), CPU, CUDA, host=Host(os="linux", arch="x86_64", gpus=(GPU,)))
+    kept, said = found(Engine(cpu=CPU.config), CPU, CUDA, host=machine("580.65.06", GPU))
     assert kept == {CPU: CPU.config}
     assert said == ["cuda is not offered: its image is not in the engine (invoke pull --target=cuda)"]
 
@@ -167,6 +178,27 @@ def test_gpus_that_the_engine_does_not_hand_out() -> None:
         found(Engine(cuda=CUDA.config), CUDA, host=host)
 
 
+OLD, NEW = Gpu("NVIDIA GeForce GTX 1080", "6.1"), Gpu("NVIDIA T4", "7.5")
+
+
+@pytest.mark.parametrize(
+    ("host", "ids", "words"),
+    [
+        (machine("580.65.06", OLD, NEW, GPU), ("1", "2"), ""),
+        (machine("580.65.06", NEW), ("0",), ""),
+        (machine("580.65.06", OLD), (), "has no code for it"),
+        (machine("470.82.01", NEW), (), "is older than"),
+        (machine("580.65.06", Gpu("Some card")), (), "does not tell its compute capability"),
+    ],
+)
+def test_a_target_is_offered_on_the_gpus_that_it_runs_on(host: Host, ids: tuple[str, ...], words: str) -> None:
+    assert proofs.cards(TARGETS["cuda"], host) == ids
+    kept, said = found(Engine(cpu=CPU.config, cuda=CUDA.config), CPU, CUDA, host=host)
+    assert (CUDA in kept) == bool(ids) and all(words in one for one in said) and bool(said) == bool(words)
+    text = configuration.text(settings.Settings(), {CUDA: CUDA.config}, {"cuda": ids}, NOTE, ROOT / "templates")
+    assert f"gpus={ids!r}" in text
+
+
 @pytest.mark.parametrize(
     ("gpus", "students", "words"),
     [(1, 24, "1 GPU for 24 students"), (4, 24, "so 20 of them"), (4, 0, "4 GPUs: one student's each"), (4, 4, "")],
@@ -179,11 +211,49 @@ def test_fewer_gpus_than_students_is_a_plain_word(gpus: int, students: int, word
 
 def test_what_is_overlooked_at_the_door_is_said() -> None:
     shared, pam = settings.Settings(), settings.Settings(login=settings.Login(authenticator=settings.PAM))
-    assert "one password for all" in " ".join(proofs.about_login(shared, 0))
+    assert "whoever knows it can come in under anybody's name" in " ".join(proofs.about_login(shared, 0))
+    listed = settings.Settings(login=settings.Login(users=("ada",)))
+    assert "whoever knows it can come in under any name of the list" in " ".join(proofs.about_login(listed, 0))
     assert "may prove nobody's password but their own" in " ".join(proofs.about_login(pam, 1000))
     assert not list(proofs.about_login(pam, 0))
     plain = replace(pam, hub=settings.Hub(plain=True))
     assert "unencrypted" in " ".join(proofs.about_login(plain, 0))
+
+
+def test_a_metadata_service_is_looked_for_on_a_clouds_machine_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        monkeypatch.setattr(proofs, "METADATA", service.getsockname())
+        assert not list(proofs.about_metadata(tmp_path))
+        (tmp_path / "sys_vendor").write_text("LENOVO\n")
+        assert not list(proofs.about_metadata(tmp_path))
+        (tmp_path / "sys_vendor").write_text("Amazon EC2\n")
+        assert "metadata service answers" in " ".join(proofs.about_metadata(tmp_path))
+    assert not list(proofs.about_metadata(tmp_path))
+
+
+def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
+    file = tmp_path / state.DATABASE
+    proofs.require_database(file)
+    file.touch()
+    proofs.require_database(file)
+    with contextlib.closing(sqlite3.connect(file)) as made:
+        made.execute("create table one (two)")
+    proofs.require_database(file)
+    file.write_bytes(b"no database" * 1000)
+    with pytest.raises(BuildError, match="the hub's database is damaged") as error:
+        proofs.require_database(file)
+    assert f"mv {file}" in error.value.fix
+
+
+def test_a_port_that_is_taken_is_answered_with_one_free_one(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        told = written(tmp_path, f"[hub]\nport = {taken.getsockname()[1]}\n")
+        with pytest.raises(UsageError, match="is taken") as error:
+            proofs.require_port(told)
+    first, second = re.findall(r"port (\d+) is free: port = (\d+) in", error.value.fix)[0]
+    assert first == second
 
 
 def test_a_disk_without_room(tmp_path: Path) -> None:
@@ -195,8 +265,8 @@ def test_a_disk_without_room(tmp_path: Path) -> None:
 # --- what is rendered ---------------------------------------------------------------------------------------------
 
 
-def rendered(told: settings.Settings, note: state.Note = NOTE, gpus: int = 0) -> str:
-    return configuration.text(told, {CPU: CPU.config}, gpus, note, ROOT / "templates")
+def rendered(told: settings.Settings, note: state.Note = NOTE) -> str:
+    return configuration.text(told, {CPU: CPU.config}, {}, note, ROOT / "templates")
 
 
 def test_the_file_is_python_and_names_images_by_digest_only() -> None:
@@ -311,3 +381,80 @@ def test_a_damaged_note_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     (tmp_path / "hub" / state.NOTE).write_text('{"url": 1}')
     with pytest.raises(BuildError, match="damaged"):
         state.read()
+    state.write(replace(NOTE, port="8000"))  # type: ignore[arg-type]
+    with pytest.raises(BuildError, match="port is '8000', which is no int"):
+        state.read()
+
+
+def test_an_empty_secret_is_made_anew_and_one_that_is_there_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LABRIG_CACHE", str(tmp_path))
+    file = state.secret_file(state.PASSWORD, 6)
+    made = file.read_text()
+    assert len(made) == 13 and state.secret_file(state.PASSWORD, 6).read_text() == made
+    file.write_text("\n")
+    assert len(state.secret_file(state.PASSWORD, 6).read_text()) == 13
+
+
+@pytest.mark.parametrize(
+    ("text", "files", "lines"),
+    [
+        ("", {"password"}, ["user_password"]),
+        ('[login]\nadmins = ["ann"]\n', {"password", "admin-password"}, ["user_password", "admin_password"]),
+        ('[login]\nadmins = ["ann"]\npassword = "env:A"\n', {"admin-password"}, ["env:A", "admin_password"]),
+        ('[login]\nadmins = ["ann"]\n[login.settings]\nadmin_password = "env:B"\n', {"password"}, ["env:B"]),
+        ('[login]\nauthenticator = "pam"\nadmins = ["ann"]\n', set(), []),
+    ],
+)
+def test_only_passwords_that_are_used_are_made(tmp_path: Path, text: str, files: set[str], lines: list[str]) -> None:
+    told = written(tmp_path, text)
+    assert set(configuration.own_passwords(told)) == files
+    made = rendered(told)
+    assert ("/admin-password" in made) == ("admin-password" in files) and all(line in made for line in lines)
+    assert ("/password" in made) == ("password" in files)
+
+
+def test_a_folder_of_any_name_keeps_its_own_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from sqlalchemy import create_engine, text
+
+    monkeypatch.setenv("LABRIG_CACHE", str(tmp_path / "a?b#c%41'{d}\"e f"))
+    state.place().mkdir(parents=True)
+    made = rendered(settings.Settings())
+    url = re.findall(r"^c\.JupyterHub\.db_url = (.*)$", made, re.M)[0]
+    engine = create_engine(ast.literal_eval(url))
+    with engine.begin() as connection:
+        connection.execute(text("create table one (two int)"))
+    engine.dispose()
+    proofs.require_database(state.place() / state.DATABASE)
+    assert [file.name for file in state.place().iterdir()] == [state.DATABASE]
+
+
+def test_a_log_that_is_too_large_begins_anew_and_who_follows_it_sees_that(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(keeper, "LARGEST", 100)
+    log = tmp_path / server_native.LOG
+    with log.open("ab", buffering=0) as file, (tmp_path / server_native.ALIVE).open("w") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        file.write(b"a" * 100)
+        keeper.rotate(log)
+        assert log.stat().st_size == 100
+        file.write(b"b")
+        followed = server_native.logs("hub", tmp_path, follow=True)
+        assert next(followed) == b"a" * 100 + b"b"
+        keeper.rotate(log)
+        file.write(b"c")
+        assert next(followed) == b"c"
+        followed.close()
+    assert log.read_bytes() == b"c" and log.with_suffix(".1").read_bytes() == b"a" * 100 + b"b"
+
+
+def test_the_folder_is_its_owners_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LABRIG_CACHE", str(tmp_path))
+    state.place().mkdir(mode=0o755)
+    with hub._alone():
+        assert state.place().stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(os, "getuid", lambda: state.place().stat().st_uid + 1)
+    with pytest.raises(HostError, match="somebody else's"), hub._alone():
+        pass

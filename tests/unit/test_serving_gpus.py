@@ -36,7 +36,7 @@ class Hubs(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.engine = Engine()
-        self.pool = Pool(IDS)
+        self.pool = Pool()
         self.spawns: dict[str, Spawn] = {}
 
     @rule(name=st.sampled_from(NAMES))
@@ -56,7 +56,7 @@ class Hubs(RuleBasedStateMachine):
         if not (spawn := self.spawns.get(name)) or spawn.running is None or spawn.gpu:
             return
         before = self.pool.held()
-        spawn.gpu = self.pool.take(name, spawn.running, spawn.held)
+        spawn.gpu = self.pool.take(name, IDS, spawn.running, spawn.held)
         if spawn.gpu is None:  # only where there is a reason for each
             others = {gpu for who, gpu in spawn.running.items() if who != name}
             assert set(IDS) <= others | before | spawn.held
@@ -96,7 +96,7 @@ class Hubs(RuleBasedStateMachine):
     @rule()
     def killed(self) -> None:
         """The hub is killed and comes back; what was on its way is forgotten, what runs is not."""
-        self.pool, self.spawns = Pool(IDS), {}
+        self.pool, self.spawns = Pool(), {}
 
     @precondition(lambda self: not self.spawns)
     @rule()
@@ -105,9 +105,9 @@ class Hubs(RuleBasedStateMachine):
         self.engine.running.clear()
         for name in NAMES:
             self.pool.give_back(name)
-        taken = {self.pool.take(name, {}, frozenset()) for name in NAMES[: len(IDS)]}
+        taken = {self.pool.take(name, IDS, {}, frozenset()) for name in NAMES[: len(IDS)]}
         assert taken == set(IDS)
-        assert self.pool.take(NAMES[-1], {}, frozenset()) is None
+        assert self.pool.take(NAMES[-1], IDS, {}, frozenset()) is None
         for name in NAMES:
             self.pool.give_back(name)
         assert self.pool.held() == frozenset()
@@ -125,25 +125,33 @@ TestHubs.settings = settings(max_examples=300, stateful_step_count=60, deadline=
 
 
 def test_a_student_gets_the_gpu_again_that_their_lost_container_has() -> None:
-    pool = Pool(("0",))
-    assert pool.take("jupyter-ada", {"jupyter-ada": "0"}, frozenset()) == "0"
-    assert pool.take("jupyter-grace", {"jupyter-ada": "0"}, frozenset()) is None
+    pool = Pool()
+    assert pool.take("jupyter-ada", ("0",), {"jupyter-ada": "0"}, frozenset()) == "0"
+    assert pool.take("jupyter-grace", ("0",), {"jupyter-ada": "0"}, frozenset()) is None
 
 
 def test_an_id_that_was_given_back_while_the_engine_was_asked_is_not_taken_from_an_old_answer() -> None:
-    pool = Pool(("0",))
-    pool.take("jupyter-ada", {}, frozenset())
+    pool = Pool()
+    pool.take("jupyter-ada", ("0",), {}, frozenset())
     held, old = pool.held(), {}  # grace asks now; ada's container starts a moment later,
     pool.give_back("jupyter-ada")  # and the hub gives up on it, while it runs
-    assert pool.take("jupyter-grace", old, held) is None
-    assert pool.take("jupyter-grace", {"jupyter-ada": "0"}, pool.held()) is None
-    assert pool.take("jupyter-grace", {}, pool.held()) == "0"
+    assert pool.take("jupyter-grace", ("0",), old, held) is None
+    assert pool.take("jupyter-grace", ("0",), {"jupyter-ada": "0"}, pool.held()) is None
+    assert pool.take("jupyter-grace", ("0",), {}, pool.held()) == "0"
 
 
 def test_without_gpus_nobody_gets_one() -> None:
-    assert Pool(()).take("jupyter-ada", {}, frozenset()) is None
+    assert Pool().take("jupyter-ada", (), {}, frozenset()) is None
 
 
 def test_a_gpu_of_other_containers_is_no_reason_for_an_error() -> None:
     """The list of ids may have changed since a container started."""
-    assert Pool(("0",)).take("jupyter-ada", {"jupyter-ada": "7", "jupyter-grace": "8"}, frozenset()) == "0"
+    assert Pool().take("jupyter-ada", ("0",), {"jupyter-ada": "7", "jupyter-grace": "8"}, frozenset()) == "0"
+
+
+def test_a_student_who_takes_an_image_for_other_gpus_gets_one_of_those() -> None:
+    pool = Pool()
+    assert pool.take("jupyter-ada", ("0", "1"), {}, frozenset()) == "0"
+    assert pool.take("jupyter-grace", ("1",), {}, pool.held()) == "1"
+    assert pool.take("jupyter-grace", ("0", "2"), {"jupyter-ada": "0"}, pool.held()) == "2"
+    assert pool.held() == {"0", "2"}

@@ -18,8 +18,8 @@ from jupyterhub.spawner import SpawnException
 from labrig.serving import inside
 from labrig.serving.inside import Choice
 
-CPU = Choice("cpu", "cpu: torch 2.13.0", "Any machine.", 478_000_000, "sha256:" + "a" * 64, gpu=False)
-CUDA = Choice("cuda", 'cuda "13" <b>', "For GPUs & more.", 3_210_000_000, "sha256:" + "b" * 64, gpu=True)
+CPU = Choice("cpu", "cpu: torch 2.13.0", "Any machine.", 478_000_000, "sha256:" + "a" * 64)
+CUDA = Choice("cuda", 'cuda "13" <b>', "For GPUs & more.", 3_210_000_000, "sha256:" + "b" * 64, gpus=("0", "1"))
 KNOWN = {"cpu": CPU, "cuda": CUDA}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -145,7 +145,7 @@ def test_all_spawners_share_one_pool_though_traitlets_copies_what_is_configured(
     pools: list[Any] = []
     monkeypatch.setattr(inside, "release", lambda pool, spawner: pools.append(pool))
     c = SimpleNamespace(DockerSpawner=SimpleNamespace())
-    inside.configure(c, [CPU, CUDA], ["0", "1"])
+    inside.configure(c, [CPU, CUDA])
     for _ in range(2):
         copy.deepcopy(c.DockerSpawner.post_stop_hook)(None)
     assert pools[0] is pools[1]
