@@ -7,6 +7,7 @@ the schemas of Kubernetes' objects, and our own rules for what none of these cat
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -96,7 +97,11 @@ def run(root: Path, config: Path | None, folder: str, path: str) -> Report:
     if folder:
         texts = read_folder(Path(folder))
     else:
-        texts = {CONFIG: configuration.draft(told, offered, root), **cluster.render(root, told, offered)}
+        texts = {CONFIG: configuration.draft(told, offered, root)}
+        if cluster.warn_of_here(offered):  # whoever has one server has not asked for a cluster
+            print("so only the hub's file is checked", file=sys.stderr)
+        else:
+            texts |= cluster.render(root, told, offered)
     return check(texts, offered, cluster.find_labs(root), told, chart.read(Path(path) if path else None))
 
 

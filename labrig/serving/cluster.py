@@ -82,9 +82,16 @@ def write_for(root: Path, config: Path | None, folder: str) -> list[Path]:
     told = settings.read(config)
     offered = offers.read(root, PLATFORM, told.targets)
     written = write(render(root, told, offered), Path(folder))
-    if here := [offer.target for offer in offered if is_here(offer.reference)]:
-        print(f"warning: {', '.join(here)}: {NOT_HERE}; {ELSEWHERE}", file=sys.stderr)
+    warn_of_here(offered)
     return written
+
+
+def warn_of_here(offered: Sequence[Offer]) -> bool:
+    """Say on stderr which images no node can pull; whether there are any."""
+    here = [offer.target for offer in offered if is_here(offer.reference)]
+    if here:
+        print(f"warning: {', '.join(here)}: {NOT_HERE}; {ELSEWHERE}", file=sys.stderr)
+    return bool(here)
 
 
 NOT_HERE = "published to a registry of this machine alone, from which no node of a cluster can pull"

@@ -258,7 +258,10 @@ def test_the_task_writes_and_checks(root: Path, tmp_path: Path) -> None:
     table.write_text(before.replace("registry.example.org/", "127.0.0.1:5000/"))
     here = invoke("--cluster", f"--output={tmp_path / 'here'}")
     checked = invoke("--check", f"--output={tmp_path / 'here'}")
+    fresh = invoke("--check")
     table.write_text(before)
+    assert fresh.returncode == 0 and "jupyterhub_config.py: 0 errors" in fresh.stderr, fresh.stderr
+    assert "only the hub's file is checked" in fresh.stderr
     assert here.returncode == 0 and "warning: cpu, cuda, cuda-legacy: published to a registry of this" in here.stderr
     assert "warning" not in written.stderr
     assert checked.returncode == 6 and "no node of a cluster can pull" in " ".join(checked.stdout.split())
