@@ -33,7 +33,7 @@ class Offer:
     min_driver: str  # "580.65.06"; empty where none is needed
     capabilities: tuple[str, ...]  # of GPUs that it has code for, "7.5"
     hub: str  # the version of jupyterhub in its lock; empty: none, so that no hub can start it
-    why: str  # the row's own words, for whoever chooses
+    why: str  # what students read below the title
 
     @property
     def title(self) -> str:

@@ -53,8 +53,14 @@ def _offer(target: spec.Target, entry: published.Entry, images: Path) -> Offer:
         min_driver=entry.min_driver,
         capabilities=entry.capabilities,
         hub=_hub(target, entry, images),
-        why=target.why,
+        why=_about(target),
     )
+
+
+def _about(target: spec.Target) -> str:
+    """Where it computes; the row's own ``why`` is for admins."""
+    where = "an NVIDIA GPU" if target.device == "cuda" else "the processor"
+    return f"Computes on {where}. Python {target.python}."
 
 
 def _hub(target: spec.Target, entry: published.Entry, images: Path) -> str:
