@@ -227,13 +227,14 @@ def test_equal_layers_are_pulled_once_and_counted_once() -> None:
 
 
 def test_the_shipped_images_are_within_what_is_promised() -> None:
-    """cpu at most 0.45 GB, cuda at most 3.0 GB, compressed; every image that is locked here has a budget."""
+    """cpu at most 0.45 GB, cuda at most 3.0 GB, compressed, without what makes an image a hub's; each has a budget."""
+    hub = 40_000_000  # jupyterhub and the 20 wheels that only it needs have 31 MB, with their bytecode 38.6
     totals = {
         target.name: sizes.total(sizes.of(ROOT / "images", target.name, "linux_x86_64"))
         for target in samples.SHIPPED.targets.values()
         if "docker" in target.engines
     }
-    assert 0 < totals["cpu"] <= 450_000_000 and 0 < totals["cuda"] <= 3_000_000_000
+    assert hub < totals["cpu"] <= 450_000_000 + hub and hub < totals["cuda"] <= 3_000_000_000 + hub
     for name, found in totals.items():
         budget = samples.SHIPPED.targets[name].size_mb
         assert budget and 0.9 * budget * 10**6 < found <= sizes.WARNS * budget * 10**6, name
