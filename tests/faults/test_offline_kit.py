@@ -104,7 +104,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 def test_the_kit_is_of_the_promised_size_and_has_no_links_into_the_cache(kit: Exported) -> None:
     files = [one for one in kit.place.rglob("*") if one.is_file()]
     assert kit.said["size"] == sum(one.stat().st_size for one in files) < 900_000_000
-    assert kit.image["size"] < 450_000_000
+    assert kit.image["size"] < 490_000_000  # 450 MB, and 40 for what makes it a hub's: tests/unit/test_publishing.py
     assert {one.stat().st_nlink for one in files} == {1}
 
 
