@@ -6,8 +6,9 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -87,3 +88,16 @@ def digest(file: BinaryIO, check: Callable[[], None]) -> str:
         check()
         sha256.update(chunk)
     return sha256.hexdigest()
+
+
+@contextlib.contextmanager
+def alone(lock: Path, waiting: str) -> Iterator[int]:
+    """Hold the lock on a file; where somebody else holds it, say ``waiting`` on stderr and wait. Gives its descriptor,
+    for a process that holds the lock on."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(waiting, file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()

@@ -7,14 +7,13 @@ there need not be built, and a lab edit never touches the image in use.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labrig import base, home
+from labrig import base, files, home
 from labrig.errors import UsageError
 from labrig.files import digest
 from labrig.lock import Lock
@@ -188,10 +187,7 @@ def alone(target: Target) -> Iterator[int]:
     buildx, too, has ended."""
     folder = home.contexts()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{target.name}.building").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another build of target {target.name} is running; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+    with files.alone(
+        folder / f".{target.name}.building", f"another build of target {target.name} is running; waiting for it"
+    ) as held:
+        yield held

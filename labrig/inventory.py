@@ -24,13 +24,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from labrig import description, secret
+from labrig import description, secret, tables
 from labrig.description import Machine
 from labrig.errors import UsageError
 from labrig.tables import Table, lines_of
@@ -110,14 +109,7 @@ def read(path: Path) -> Room:
     Raises:
         UsageError: the file, or an entry in it: which one (with its line), what was found, what is allowed.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(f"cannot read the inventory {path}", found=reason, fix="name a file") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or a number or nesting too deep for Python
-        raise UsageError(f"{path.name} is not valid TOML", found=str(error)[:300], fix=f"edit {path}") from None
+    text, data = tables.read(path, "the inventory", "name a file")
     hosts = parse(data, path.name, text)
     shared = data.get("room", {})
     named = shared.get("known_hosts")

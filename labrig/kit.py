@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -27,7 +26,7 @@ from typing import Any, BinaryIO
 from labrig import base, blobs, daemon, environment, home, image, loading, lock, oci, render, spec, stick, wheelhouse
 from labrig.blobs import Layer
 from labrig.errors import BuildError, HostError, LockError, UsageError, VerifyError
-from labrig.files import CHUNK, EPOCH, copy_proven
+from labrig.files import CHUNK, EPOCH, alone, copy_proven
 from labrig.host import read_host
 from labrig.lock import Lock
 from labrig.oci import Document, Image
@@ -178,12 +177,7 @@ def _scratch() -> Iterator[Path]:
     folder = home.contexts()
     folder.mkdir(parents=True, exist_ok=True)
     layout = folder / ".kit"
-    with (folder / ".kit.building").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("another export is running; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with alone(folder / ".kit.building", "another export is running; waiting for it"):
         shutil.rmtree(layout, ignore_errors=True)
         try:
             yield layout

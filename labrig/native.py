@@ -7,7 +7,6 @@ last, so a build that was killed leaves a folder without it, which the next one 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 from labrig import network
 from labrig.engines import Environment, Session
 from labrig.errors import BuildError
-from labrig.files import write_atomically
+from labrig.files import alone, write_atomically
 from labrig.host import Host
 from labrig.spec import Target
 
@@ -77,13 +76,10 @@ def make(place: Path, about: Mapping[str, str], fill: Callable[[int], None]) -> 
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[int]:
     """Hold the lock on building ``place``."""
-    with place.with_name(place.name + GUARD).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("another build of this environment is running; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+    with alone(
+        place.with_name(place.name + GUARD), "another build of this environment is running; waiting for it"
+    ) as held:
+        yield held
 
 
 def enter(environment: Environment, inner: Mapping[str, str]) -> Session:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labrig.errors import UsageError
 
 HEADER = re.compile(r"\s*\[+\s*([A-Za-z0-9_.-]+)\s*\]")  # of a table, in a file that is already known to be TOML
 ASSIGNED = re.compile(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
@@ -26,6 +31,22 @@ class Table:
         """``room.toml, line 5: [[host]] 1 (pc01)``."""
         line = self.line(key)
         return f"{self.file}{f', line {line}' if line else ''}: {self.name}"
+
+
+def read(path: Path, what: str, fix: str) -> tuple[str, dict[str, Any]]:
+    """The text of a file that a person writes, and what it says.
+
+    Raises:
+        UsageError: it cannot be read (``what`` it is, and the ``fix`` for that), or is not TOML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, tomllib.loads(text)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"cannot read {what} {path}", found=reason, fix=fix) from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or a number or nesting too deep for Python
+        raise UsageError(f"{path.name} is not valid TOML", found=str(error)[:300], fix=f"edit {path}") from None
 
 
 def lines_of(text: str, table: str) -> list[dict[str, int]]:

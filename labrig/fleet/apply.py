@@ -7,7 +7,6 @@ login), the host is taken up in a next round.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shlex
@@ -21,7 +20,7 @@ from typing import Any
 
 from labrig import cli, home
 from labrig.errors import DistributeError, LabrigError, PendingError, UsageError
-from labrig.files import write_atomically
+from labrig.files import alone, write_atomically
 from labrig.fleet import DRIFT, FAILED, OK, STATES, TIMEOUT, Connection, Row, cache, report, ssh, steps
 from labrig.fleet.facts import Facts, Unreadable, parse
 from labrig.fleet.plan import Course, Lacking, Plan, Step, compare, prepare, words_of
@@ -184,12 +183,7 @@ def _alone() -> Iterator[None]:
     """One apply at a time from here: two on a host would take each other's files away."""
     place = home.root() / "rooms" / ".apply.lock"
     place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("another provision is running; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with alone(place, "another provision is running; waiting for it"):
         yield
 
 

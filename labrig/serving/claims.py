@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
-from labrig.serving import cluster, settings
+from labrig.serving import cluster, settings, traits
 from labrig.serving.documents import Document
 from labrig.serving.rules import ERROR, KUBERNETES, WARNING, Finding, at, correct, kubernetes
 
@@ -82,7 +81,7 @@ def _modes(claim: Document) -> Iterator[Finding]:
         yield _say(claim, key, "no access mode is named, and a claim has one", f"write [{MANY}]")
     for number, mode in enumerate(modes):
         if mode not in MODES:
-            near = next(iter(difflib.get_close_matches(mode, MODES, n=1)), MANY)
+            near = traits.near(mode, MODES) or MANY
             yield _say(claim, f"{key}.{number}", f"there is no access mode {mode[:80]}", f"write {near}")
     if modes and MANY not in modes and all(mode in MODES for mode in modes):
         what = f"{', '.join(modes)}: pods of a Job on several nodes cannot all write to it, and wait"

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from labrig import cli, daemon, published, server_native
 from labrig.errors import BuildError, HostError, UsageError
-from labrig.files import write_atomically
+from labrig.files import alone, write_atomically
 from labrig.serving import configuration, keeper, proofs, state
 from labrig.serving import settings as files
 from labrig.serving.settings import Settings
@@ -417,10 +417,5 @@ def _alone() -> Iterator[None]:
             fix="run it as that user, or name another folder with LABRIG_CACHE",
         )  # fmt: skip
     place.chmod(0o700)
-    with (place / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("the hub is being started or ended elsewhere; waiting", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with alone(place / ".lock", "the hub is being started or ended elsewhere; waiting"):
         yield

@@ -41,13 +41,12 @@ from __future__ import annotations
 import ipaddress
 import keyword
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labrig import secret
+from labrig import secret, tables
 from labrig.errors import UsageError
 from labrig.tables import Table, lines_of
 
@@ -133,14 +132,7 @@ def read(path: Path | None) -> Settings:
     """
     if path is None:
         return Settings()
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(f"cannot read the settings {path}", found=reason, fix="name a file (docs/scale.md)") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path.name} is not valid TOML", found=str(error)[:300], fix=f"edit {path}") from None
+    text, data = tables.read(path, "the settings", "name a file (docs/scale.md)")
     return parse(data, path, text)
 
 

@@ -18,8 +18,10 @@ from apart import Engine
 from hubs import Hub, Student
 from seats import rest, servers, started, until
 
+from labrig import image
+
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
-MINE = "/home/student/work/mine.txt"
+MINE = f"{image.WORK}/mine.txt"
 
 
 @pytest.fixture(scope="module")

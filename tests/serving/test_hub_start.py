@@ -22,6 +22,8 @@ import hubs
 import pytest
 from hubs import Hub, Student
 
+from labrig import image
+
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 
 
@@ -214,7 +216,7 @@ def test_down_ends_all_and_up_knows_everybody_again(hub: Hub) -> None:
     seated(hub, "ada")
     password = hub.secret()
     [server] = [one for one in hub.status()["servers"] if one["user"] == "ada"]
-    written = "from pathlib import Path; Path('/home/student/work/mine').write_text('kept')"
+    written = f"from pathlib import Path; Path('{image.WORK}/mine').write_text('kept')"
     run = ["docker", "exec", server["container"], "python", "-c"]
     subprocess.run([*run, written], check=True, timeout=60)
     done = hub.invoke("serve", "--down")
@@ -226,7 +228,7 @@ def test_down_ends_all_and_up_knows_everybody_again(hub: Hub) -> None:
     hub.up()
     assert hub.secret() == password
     seated(hub, "ada")
-    read = subprocess.run([*run, "print(open('/home/student/work/mine').read())"], capture_output=True, timeout=60)
+    read = subprocess.run([*run, f"print(open('{image.WORK}/mine').read())"], capture_output=True, timeout=60)
     assert read.stdout == b"kept\n"
 
 

@@ -20,6 +20,8 @@ import seats
 from hubs import Hub, Student
 from seats import Seat, browser, rest, servers, started, until
 
+from labrig import image
+
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 ROOT = Path(__file__).parents[2]
 ARTIFACTS = Path(os.environ.get("LABRIG_ARTIFACTS") or ROOT / "results" / "hub")
@@ -197,8 +199,8 @@ def test_a_third_asks_for_another_image_and_is_refused(hub: Hub) -> None:
     there = f"There is: cpu, {seats.ANOTHER}."
     identity = docker("image", "inspect", "--format", "{{.Id}}", "labrig/cpu")
     wanted: list[Any] = ["python:3.12", identity, "cuda", "", ["cpu"], {"cpu": 1}, 7, None, "x" * 4000, "<b>"]
-    for image in wanted:
-        status, text = rest(mallory, "POST", "users/mallory/server", {"user_options": {"image": image}})
+    for asked in wanted:
+        status, text = rest(mallory, "POST", "users/mallory/server", {"user_options": {"image": asked}})
         assert (status, json.loads(text)["message"].endswith(there)) == (400, True), text
     status, text = rest(mallory, "POST", "users/mallory/server", {"user_options": {"mem_limit": "64G"}})
     assert (status, "mem_limit" in text) == (400, True)
@@ -318,10 +320,10 @@ def test_a_server_that_nobody_uses_is_stopped_and_its_files_stay(tmp_path: Path)
         ada = Student(made, "ada")
         started(ada)
         (box,) = containers(made, "ada")
-        docker("exec", box, "sh", "-c", "echo hers > /home/student/work/mine.txt")
+        docker("exec", box, "sh", "-c", f"echo hers > {image.WORK}/mine.txt")
         until(lambda: not containers(made, "ada"), 240)  # a minute of nothing, looked for each half
         until(lambda: not servers(ada))
         started(ada)
         (again,) = containers(made, "ada")
         assert again != box
-        assert docker("exec", again, "cat", "/home/student/work/mine.txt") == "hers"
+        assert docker("exec", again, "cat", f"{image.WORK}/mine.txt") == "hers"

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
+from labrig import image
 from labrig.serving import Offer, chart, checks, cluster, dangers, documents, settings, traits
 from labrig.serving.rules import Finding
 
@@ -130,7 +131,7 @@ OF_VALUES: list[Mutation] = [
     *spawner("init_containers", [{"name": "x", "image": "busybox"}], "init_containers.0.image"),
     *spawner("extra_containers", [{"name": "x", "image": OTHER}], "extra_containers.0.image"),
     *spawner("volume_mounts", [{"name": "shm", "mountPath": "/dev/shm"}], "volume_mounts"),
-    *spawner("volume_mounts", [{"name": "x", "mountPath": "/home/student/./work/"}], "volume_mounts.0.mountPath"),
+    *spawner("volume_mounts", [{"name": "x", "mountPath": f"{image.HOME}/./work/"}], "volume_mounts.0.mountPath"),
     ("singleuser.extraPodConfig.hostNetwork", True, ""),
     ("singleuser.extraPodConfig.hostPID", True, ""),
     ("singleuser.extraPodConfig.hostIPC", True, ""),
@@ -284,7 +285,7 @@ def test_a_job_that_a_queue_resumes_is_a_warning(root: Path, files: dict[str, st
         ("singleuser.storage.dynamic.pvcNameTemplate", "claim-{escaped_user_server}"),
         ("singleuser.networkPolicy.egress", [{"to": [{"ipBlock": {"cidr": "10.0.0.7/32"}}]}]),
         (CHOICE, {"display_name": "big", "kubespawner_override": {"mem_limit": "4G"}}),
-        ("singleuser.storage.extraVolumeMounts.3", {"name": "tmp", "mountPath": "/home/student/work/data"}),
+        ("singleuser.storage.extraVolumeMounts.3", {"name": "tmp", "mountPath": f"{image.WORK}/data"}),
     ],
 )
 def test_what_a_site_may_do_passes(root: Path, files: dict[str, str], path: str, value: Any) -> None:
