@@ -215,6 +215,7 @@ def main() -> int:
         say(stop.reason)
         return stop.code
     except KeyboardInterrupt:
+        exec("")  # noqa: S102 - else CPython dies of SIGINT where that came in an exec of text, as in many an import
         say("interrupted")
         return 130
     except BrokenPipeError:  # the reader (head) has gone; Python would complain once more while it exits

@@ -296,7 +296,8 @@ def test_ctrl_c_while_it_starts_leaves_nothing(place: Hub, seconds: float) -> No
     if process.returncode == 0:  # it was up already
         place.invoke("serve", "--down")
     else:
-        assert process.returncode == 130 or (seconds < 1 and process.returncode in (1, -2)), errors
+        reached = "labrig: " in errors  # the task; before it, Invoke and Python end in their own ways
+        assert process.returncode == 130 or (process.returncode in (1, -2) and not reached), errors
     assert not processes(place) and not engine_has(place)
     assert place.status()["state"] == "not started"
 

@@ -403,6 +403,41 @@ def test_a_full_disk_behind_stdout_is_told() -> None:
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
+STOPPED = {
+    "tasks": """
+from invoke import task
+from labrig import cli
+
+@task
+@cli.door
+def stop(c):
+    exec("raise KeyboardInterrupt")
+""",
+    "labs_stop": """
+import sys
+from labs import __main__ as labs
+
+def stop(*_):
+    exec("raise KeyboardInterrupt")
+
+labs.list_labs, sys.argv = stop, ["labs", "list"]
+sys.exit(labs.main())
+""",
+}
+
+
+@pytest.mark.parametrize(("name", "command"), [("tasks", ["invoke", "stop"]), ("labs_stop", ["labs_stop"])])
+def test_ctrl_c_in_an_exec_of_text_ends_with_130_too(tmp_path: Path, name: str, command: list[str]) -> None:
+    """As while dataclasses and named tuples are made, in an import. CPython remembers those and dies of SIGINT."""
+    (tmp_path / f"{name}.py").write_text(STOPPED[name])
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "interrupted" in done.stderr
+    assert done.returncode == 130, done.stderr
+
+
 def test_ctrl_c_while_locking_ends_with_130_and_leaves_the_old_lock(locked: Checkout) -> None:
     before = locked.content()
     locked.publish("2.0")
