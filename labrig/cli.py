@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from invoke.exceptions import Exit
+from invoke.exceptions import Exit, ParseError
 from invoke.parser.argument import Argument
 from invoke.parser.parser import ParseMachine
 from invoke.program import Program
@@ -90,14 +90,25 @@ def _drop_stdout() -> None:
 def adapt_invoke() -> None:
     """Make Invoke's own endings labrig's: 2 on a wrong flag or task name, no traceback when ``--list`` has no reader.
 
-    Invoke ends with 1 on those and offers no setting for it; its Exit carries a code, so the parser raises that. A
+    Invoke ends with 1 on those and offers no setting for it; its Exit carries a code, so that is raised instead. A
     value of the wrong type (``--jobs=many``) is a bare ValueError there. It takes the
     last word of `invoke export --help` for the value of the first argument of export.
     """
     set_value, list_tasks, parse = Argument.set_value, Program.list_tasks, Program.parse_tasks
+    clean_up = Program.parse_cleanup
 
-    def error(self: ParseMachine, msg: str) -> NoReturn:
+    def error(self: ParseMachine | Program, msg: str) -> NoReturn:
         raise Exit(f"labrig: {msg}\n  fix:   invoke --list, or invoke --help TASK", UsageError.code)
+
+    def parse_cleanup(self: Program) -> None:
+        try:
+            clean_up(self)  # shows help and lists; of a name that is none: the first, and of a namespace the second
+        except ParseError as wrong:
+            error(self, str(wrong))
+        except Exit as ending:
+            if ending.message:
+                error(self, ending.message)
+            raise
 
     def set_typed_value(self: Argument, value: Any, cast: bool = True) -> None:
         try:
@@ -124,6 +135,7 @@ def adapt_invoke() -> None:
             self.core.unparsed = []
         parse(self)
 
+    Program.parse_cleanup = parse_cleanup  # type: ignore[method-assign]
     Program.parse_tasks = parse_tasks  # type: ignore[method-assign]
     Program.list_tasks = list_tasks_to_a_reader  # type: ignore[method-assign]
     ParseMachine.error = error  # type: ignore[method-assign]

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import chromium
 import pytest
+from chromium import SECONDS
 
 from labrig import home, server
 
@@ -24,7 +26,6 @@ pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 ROOT = Path(__file__).parents[2]
 INVOKE = [sys.executable, "-m", "invoke"]
 TARGET, LAB = "cpu", "02_autograd"
-SECONDS = 60  # for a step of the page, on a machine that others use as well
 ARTIFACTS = Path(os.environ.get("LABRIG_ARTIFACTS") or ROOT / "results" / "browser")
 
 
@@ -46,23 +47,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Chrome]:
-    """Debian's Chromium through Debian's driver: nothing is downloaded, and no profile of anybody is used."""
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
-
-    driver, program = shutil.which("chromedriver"), shutil.which("chromium")
-    if not (driver and program):
-        if "docker" in os.environ.get("LABRIG_REQUIRE", "").split(","):
-            pytest.fail("no chromium or chromedriver here: sh .ci/engine installs both")
-        pytest.skip("no chromium or chromedriver here (Debian: apt install chromium chromium-driver)")
-    options = ChromeOptions()
-    options.binary_location = program
-    for flag in ("--headless=new", "--no-sandbox", "--disable-background-networking", "--disable-dev-shm-usage",
-                 "--no-proxy-server", "--window-size=1400,1000",
-                 f"--user-data-dir={tmp_path / 'profile'}"):  # fmt: skip
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    with Chrome(options=options, service=Service(driver)) as found:
+    with chromium.opened(tmp_path / "profile", "1400,1000") as found:
         yield found
 
 

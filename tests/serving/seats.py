@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
+from chromium import SECONDS
 
 if TYPE_CHECKING:
     from hubs import Hub, Student
@@ -22,7 +18,6 @@ if TYPE_CHECKING:
     from selenium.webdriver.remote.webelement import WebElement
 
 ANOTHER = "cpu-next"
-SECONDS = 60  # for a step of a page, on a machine that others use as well
 # A cell that is out of sight is not in the page (JupyterLab's windowed notebooks): scroll up until a plot is there.
 PLOT = """
 const found = [...document.querySelectorAll('.jp-OutputArea-output img')].find(i => i.naturalWidth > 300);
@@ -115,27 +110,6 @@ def servers(student: Student) -> dict[str, Any]:
     status, text = rest(student, "GET", f"users/{student.name}")
     assert status == 200, text
     return dict(json.loads(text)["servers"])
-
-
-@contextlib.contextmanager
-def browser(profile: Path) -> Iterator[Chrome]:
-    """Debian's Chromium through Debian's driver: nothing is downloaded, and no profile of anybody is used."""
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
-
-    driver, program = shutil.which("chromedriver"), shutil.which("chromium")
-    if not (driver and program):
-        if "docker" in os.environ.get("LABRIG_REQUIRE", "").split(","):
-            pytest.fail("no chromium or chromedriver here: sh .ci/engine installs both")
-        pytest.skip("no chromium or chromedriver here (Debian: apt install chromium chromium-driver)")
-    options = ChromeOptions()
-    options.binary_location = program
-    for flag in ("--headless=new", "--no-sandbox", "--disable-background-networking", "--disable-dev-shm-usage",
-                 "--no-proxy-server", "--window-size=1200,850", f"--user-data-dir={profile}"):  # fmt: skip
-        options.add_argument(flag)
-    with Chrome(options=options, service=Service(driver)) as found:
-        found.set_script_timeout(SECONDS)
-        yield found
 
 
 @dataclass

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import chromium
 import hubs
 import pytest
 import seats
 from hubs import Hub, Student
-from seats import Seat, browser, rest, servers, started, until
+from seats import Seat, rest, servers, started, until
 
 from labrig import image
 
@@ -91,7 +92,7 @@ def seat(hub: Hub, tmp_path: Path) -> Iterator[Callable[[str], Seat]]:
     with contextlib.ExitStack() as stack:
 
         def sit(name: str) -> Seat:
-            one = Seat(stack.enter_context(browser(tmp_path / f"profile-{name}")), hub, name)
+            one = Seat(stack.enter_context(chromium.opened(tmp_path / f"profile-{name}", "1200,850")), hub, name)
             taken.append(one)
             return one
 

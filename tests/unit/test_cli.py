@@ -128,6 +128,8 @@ def locked(tmp_path: Path, images: Path) -> Checkout:
         ("--no-such-flag", 2, "--no-such-flag"),
         ("no-such-task", 2, "no-such-task"),
         ("list extra", 2, "extra"),
+        ("--help=nonsense", 2, "nonsense"),
+        ("--list=nonsense", 2, "nonsense"),
         ("build --target", 2, "needed value"),
         ("labs --jobs=many", 2, "--jobs takes a number"),
         ("build --target=nosuch", 2, "targets: cpu, cuda"),
