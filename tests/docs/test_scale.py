@@ -25,7 +25,7 @@ from labrig.serving import settings
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 MEASURED = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
-PEOPLE, LINK = 30, 100e6 / 8  # bytes a second
+PEOPLE, NODES, LINK = 30, 10, 100e6 / 8  # the link: bytes a second
 PLATFORM = "linux_x86_64"
 
 
@@ -55,16 +55,20 @@ def test_the_bytes_on_the_wire_are_those_of_the_images() -> None:
     once = " / ".join(f"{size / 1e9:.2f}" for size in both) + " GB"
     each = " / ".join(f"{size * PEOPLE / 1e9:.2f}" for size in both) + " GB"
     cached = " / ".join(f"{size * warmed() / 1e9:.2f}" for size in both) + " GB"
-    assert cells == [once, f"{each}, through a cache {cached}", f"{once}, once", "once a node"]
+    nodes = " / ".join(f"{size * NODES / 1e9:.2f}" for size in both) + " GB"
+    campus = f"once a node: {nodes} for {NODES} nodes"
+    assert cells == [once, f"{each}, through a cache {cached}", f"{once}, once", campus]
 
 
 def test_the_minutes_are_those_bytes_over_the_link() -> None:
     cells = row("the same at 100 Mbit/s")
     both = [size_of("cpu"), size_of("cuda")]
-    once, each, cached = (
-        " / ".join(f"{size * times / LINK / 60:.1f}" for size in both) + " min" for times in (1, PEOPLE, warmed())
+    once, each, nodes, cached = (
+        " / ".join(f"{size * times / LINK / 60:.1f}" for size in both) + " min"
+        for times in (1, PEOPLE, NODES, warmed())
     )
-    assert cells[:3] == [once, f"{each}, through a cache {cached}", once]
+    campus = f"{once} where each node has such a link, {nodes} for {NODES} nodes through one"
+    assert cells == [once, f"{each}, through a cache {cached}", once, campus]
 
 
 @pytest.mark.parametrize("number", [0, 1])
