@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,8 +19,8 @@ from hypothesis import strategies as st
 
 from labrig import blobs, oci
 from labrig.blobs import Layer
-from labrig.errors import DistributeError, UsageError
-from labrig.fleet import plan, wanted
+from labrig.errors import DistributeError, FetchError, UsageError
+from labrig.fleet import apply, plan, wanted
 from labrig.fleet.facts import Facts, Package
 from labrig.fleet.plan import Course, Plan
 from labrig.host import Gpu, Host
@@ -334,10 +335,10 @@ def with_layers(course: Course, media_type: str = blobs.GZIP, *, through: str = 
 
 
 def out_of_reach(course: Course) -> Course:
-    """Its image is in a registry that does not answer."""
-    here = f"127.0.0.1:{registries.free_port()}"
-    one = samples.published("cpu", reference=f"{here}/lab/cpu@sha256:{'7' * 64}", size=10**7)
-    return replace(course, published={("cpu", courses.PLATFORM): one}, room=room(), known={}, looked={})
+    """The room's cache does not answer."""
+    one = samples.published("cpu", reference=f"registry.example.org/lab/cpu@sha256:{'7' * 64}", size=10**7)
+    through = room(cache=f"127.0.0.1:{registries.free_port()}")
+    return replace(course, published={("cpu", courses.PLATFORM): one}, room=through, known={}, looked={})
 
 
 def test_docker_where_an_engine_answers_and_an_image_was_published(course: Course) -> None:
@@ -420,7 +421,9 @@ def test_an_image_that_cannot_be_looked_at_is_asked_for_once(course: Course) -> 
     course = out_of_reach(course)
     old = docker_facts("20.10.24+dfsg1")
     first = plan.compare(course, entry(engine="auto"), old)
-    assert "20.10.24+dfsg1 may be too old" in first.refused and "cannot be reached" in first.refused
+    assert (
+        "20.10.24+dfsg1 may be too old" in first.refused and f"{course.room.cache} cannot be reached" in first.refused
+    )
     assert "bring Docker 23.0 or newer" in first.fix
     (error,) = course.looked.values()
     assert isinstance(error, DistributeError)
@@ -495,6 +498,25 @@ def test_without_wheels_a_new_host_is_planned_and_an_old_one_says_what_it_needs(
     assert "wheels" in kinds(plan.compare(course, entry(), facts()))
     with pytest.raises(plan.Lacking):
         plan.compare(course, entry(), whole_one)
+
+
+def test_wheels_that_cannot_be_had_are_tried_for_once_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, course: Course, checkout: courses.Checkout
+) -> None:
+    host = whole(course)
+    monkeypatch.setenv("LABRIG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("LABRIG_INDEX_PYTORCH_CPU", "none")
+    (tmp_path / "links").mkdir()
+    run = plan.prepare(checkout.root, room())
+    with pytest.raises(FetchError) as first:
+        apply.compare_fetched(run, entry(), host)
+    shutil.copytree(checkout.wheels, tmp_path / "links", dirs_exist_ok=True)
+    with pytest.raises(FetchError) as second:
+        apply.compare_fetched(run, entry(name="pc02"), host)
+    assert second.value is first.value
+    assert apply.compare_fetched(plan.prepare(checkout.root, room()), entry(), host).steps == ()
 
 
 def test_a_request_names_what_there_may_be(course: Course) -> None:
