@@ -386,8 +386,8 @@ def read_engine(asked: list[str]) -> dict[str, Any]:
             for name in (image.get("RepoTags") or []) + digests:
                 if name in asked or re.search(r"(^|/)labrig/", name):
                     engine["images"][str(name)] = str(image["Id"])
-                    # What was loaded from a file is pulled again: an engine knows no blob of it.
-                    pulled.update({str(image["Id"]): None} if digests else {})
+                    if digests:  # what was loaded from a file is pulled again: an engine knows no blob of it
+                        pulled[str(image["Id"])] = None
         engine["layers"] = read_layers(place, list(pulled))
     except PermissionError:
         engine["error"] = "%s may not talk to the engine (group docker)" % user()

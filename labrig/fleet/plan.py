@@ -55,7 +55,7 @@ PYTHONS = {
 INSTALLABLE = ("debian", "ubuntu")
 BROUGHT = ("pip", "setuptools")  # what venv puts into an environment, without being asked
 ZSTD_ENGINE = "23.0"  # Docker from here on unpacks layers that zstd compressed; 20.10 ends with "unexpected EOF"
-OLD_DOCKERS = {("debian", "11"): "20.10.5", ("debian", "12"): "20.10.24"}  # docker.io there; others have a newer one
+OLD_DOCKERS = {("debian", "11"): "20.10.5", ("debian", "12"): "20.10.24"}  # docker.io; others have a newer one
 UNPACKED = 3  # an image takes about so many times the bytes of its layers
 SPARE = 200_000_000  # bytes that stay free on a disk
 GPU_FIX = 'write install = ["nvidia"] for it, or engine = "venv"'
