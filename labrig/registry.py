@@ -144,8 +144,9 @@ def pull_base(reference: str, platform: str, *, offline: bool = False) -> tuple[
     return image.layers, dict(json.loads(image.config.content))
 
 
-def look(reference: str, platform: str, *, offline: bool = False) -> Image:
-    """The image ``HOST/NAME@DIGEST`` for a platform, as its manifest has it; no layer is fetched.
+def look(reference: str, platform: str, *, offline: bool = False, plain: bool = False) -> Image:
+    """The image ``HOST/NAME@DIGEST`` for a platform, as its manifest has it; no layer is fetched. ``plain``: from a
+    cache, which need not have TLS, as in :func:`reading`.
 
     Raises what :func:`pull_base` raises.
     """
@@ -159,7 +160,7 @@ def look(reference: str, platform: str, *, offline: bool = False) -> Image:
             if offline:
                 raise _offline(reference, digest)
             is_manifest = descriptor.get("mediaType", oci.MANIFEST) in oci.MANIFESTS + oci.INDEXES
-            with _connected(reference) as (registry, place):
+            with _connected(reference, plain=plain) as (registry, place):
                 url = f"{place.registry}/v2/{place.api_prefix}/{'manifests' if is_manifest else 'blobs'}/{digest}"
                 headers = dict(ACCEPTED) if is_manifest else None
                 answer = _ask(registry, "GET", url, (200, 404), headers=headers)

@@ -39,10 +39,12 @@ SCHEMA = "labrig-host/1"
 MEMORY = ".hashed.json"  # of big files, in the folder
 BIG = 4 << 20  # bytes
 STRAYS = 100  # files of an environment that belong to no package; what is more shows once these are gone
+LAYERS = 400  # of images; what is more is taken for absent
 LOOSE = 20  # paths that are not the user's own; likewise
 MANY = 10000  # files of labs; what is more was not put there by labrig
 SECONDS = 10.0  # for a program's answer
 TORCH_SECONDS = 150.0  # torch's first import from a slow disk takes a minute
+NO_ENGINE: dict[str, Any] = {"version": None, "error": "", "gpus": None, "free": None, "images": {}, "layers": []}
 LEFT_OUT = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "RECORD.jws", "RECORD.p7s")
 ARCHS = {"amd64": "x86_64", "arm64": "aarch64"}
 
@@ -362,8 +364,8 @@ def get(place: str, path: str) -> Any:
 
 
 def read_engine(asked: list[str]) -> dict[str, Any]:
-    """Its version or why there is none, whether it hands out GPUs, its room for images, and labrig's images."""
-    engine: dict[str, Any] = {"version": None, "error": "", "gpus": None, "free": None, "images": {}}
+    """Its version or why there is none, whether it hands out GPUs, its room for images, labrig's images and layers."""
+    engine: dict[str, Any] = dict(NO_ENGINE, images={})
     there = [place for place in sockets() if os.path.exists(place)]
     if not there:
         engine["error"] = "no Docker engine on this machine" if not shutil.which("docker") else "no engine runs"
@@ -378,15 +380,29 @@ def read_engine(asked: list[str]) -> dict[str, Any]:
         engine["gpus"] = _hands_out_gpus(about)
         if os.path.isdir(str(about.get("DockerRootDir"))):
             engine["free"] = space(str(about["DockerRootDir"]))[0]
+        pulled: dict[str, None] = {}
         for image in get(place, "/images/json"):
-            for name in (image.get("RepoTags") or []) + (image.get("RepoDigests") or []):
+            digests = image.get("RepoDigests") or []
+            for name in (image.get("RepoTags") or []) + digests:
                 if name in asked or re.search(r"(^|/)labrig/", name):
                     engine["images"][str(name)] = str(image["Id"])
+                    if digests:  # what was loaded from a file is pulled again: an engine knows no blob of it
+                        pulled[str(image["Id"])] = None
+        engine["layers"] = read_layers(place, list(pulled))
     except PermissionError:
         engine["error"] = "%s may not talk to the engine (group docker)" % user()
     except Exception as error:
         engine["error"] = "the engine does not answer: %s" % (str(error) or type(error).__name__)
     return engine
+
+
+def read_layers(place: str, images: list[str]) -> list[str]:
+    """The layers of images, each once, by the digest of what is in them (diff id)."""
+    found: dict[str, None] = {}
+    for image in images:
+        about = attempt(functools.partial(get, place, "/images/%s/json" % image), {})  # it may be gone by now
+        found.update(dict.fromkeys(str(one) for one in (about.get("RootFS") or {}).get("Layers") or []))
+    return list(found)[:LAYERS]
 
 
 def _hands_out_gpus(about: dict[str, Any]) -> bool:
@@ -615,9 +631,7 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
     folder = str(request.get("folder") or "/opt/labrig")
     images = [str(one) for one in request.get("images") or []]
     hashes = Hashes(folder, bool(request.get("deep")))
-    engine = attempt(
-        lambda: read_engine(images), {"version": None, "error": "", "gpus": None, "free": None, "images": {}}
-    )
+    engine = attempt(lambda: read_engine(images), NO_ENGINE)
     release = os_release()
     free, total = space(folder)
     labs, envs, wheels = (os.path.join(folder, name) for name in ("labs", "envs", "wheels"))
@@ -637,6 +651,7 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
         "folder": folder_state(folder),
         "docker_free": engine["free"],
         "images": engine["images"],
+        "layers": engine["layers"],
         "labs": attempt(lambda: read_labs(labs, tree, hashes), {}),
         "environments": {},
         "strays": {},

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from labrig import cli, home
-from labrig.errors import DistributeError, LabrigError, PendingError, UsageError
+from labrig.errors import DistributeError, Interrupted, LabrigError, PendingError, UsageError
 from labrig.files import alone, write_atomically
 from labrig.fleet import DRIFT, FAILED, OK, STATES, TIMEOUT, Connection, Row, cache, report, ssh, steps
 from labrig.fleet.facts import Facts, Unreadable, parse
@@ -145,6 +145,8 @@ def judged(entry: Entry, seconds: float, judge: Callable[[], Row]) -> Row:
     """A host's row; whatever its answer makes go wrong here is in it, and costs no other host."""
     try:
         return judge()
+    except Interrupted:
+        raise
     except LabrigError as error:
         why, fix = words_of(error)
         return Row(entry.name, entry.room, _named(entry), FAILED, why=why, fix=fix, seconds=seconds)
@@ -326,6 +328,8 @@ def _fetch(run: _Run, entry: Entry, wanted: Wanted) -> bool:
     """Bring the wheels of a lock into the wheelhouse; False, and the host has failed, where they cannot be had."""
     try:
         _bring_wheels(run.course, wanted)
+    except Interrupted:
+        raise
     except LabrigError as error:
         why, fix = words_of(error)
         run.rows[entry.name] = Row(entry.name, entry.room, _named(entry), FAILED, why=why, fix=fix)
@@ -336,13 +340,25 @@ def _fetch(run: _Run, entry: Entry, wanted: Wanted) -> bool:
 
 
 def _bring_wheels(course: Course, wanted: Wanted) -> None:
+    """Bring the wheels of a lock into the wheelhouse; where they cannot be had, that is tried once and not for each
+    host."""
     from labrig import environment
 
-    environment.fetch(course.table, wanted.target, wanted.lock)
+    if wanted.environment in course.lost:
+        raise course.lost[wanted.environment]
+    try:
+        environment.fetch(course.table, wanted.target, wanted.lock)
+    except LabrigError as error:
+        course.lost[wanted.environment] = error
+        raise
 
 
 def compare_fetched(course: Course, entry: Entry, facts: Facts) -> Plan:
-    """The same as plan.compare, with the wheels fetched that it cannot judge without."""
+    """The same as plan.compare, with the wheels fetched that it cannot judge without.
+
+    Raises:
+        LabrigError: they cannot be had.
+    """
     try:
         return compare(course, entry, facts)
     except Lacking as lacking:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from labrig import cli
-from labrig.errors import DistributeError, Interrupted, LabrigError, PendingError, UsageError
+from labrig.errors import DistributeError, Interrupted, PendingError, UsageError
 from labrig.files import write_atomically
 from labrig.fleet import DRIFT, FAILED, OK, TIMEOUT, Connection, Row, apply, lessons, report, ssh, suite
 from labrig.fleet.facts import Facts, Unreadable
 from labrig.fleet.lessons import Comparison, Lesson
-from labrig.fleet.plan import Course, Lacking, Plan, compare, prepare
+from labrig.fleet.plan import Plan, prepare
 from labrig.fleet.report import Report
 from labrig.fleet.ssh import Ended
 from labrig.inventory import LOCAL, Entry, Room
@@ -191,7 +191,6 @@ def ask(
     ended = time.time()
     rows: list[Row] = []
     plans: dict[str, Plan] = {}
-    lost: dict[str, LabrigError] = {}
     for entry in entries:
         answer = answers[entry.name]
         if answer.value is None:
@@ -199,7 +198,7 @@ def ask(
             continue
 
         def judge(entry: Entry = entry, facts: Facts = answer.value, answer: Ended[Facts] = answer) -> Row:
-            plans[entry.name] = found = _compare(course, entry, facts, lost)
+            plans[entry.name] = found = apply.compare_fetched(course, entry, facts)
             return report.of_plan(found, answer, report.command(room, entry.name))
 
         rows.append(apply.judged(entry, answer.seconds, judge))
@@ -212,24 +211,6 @@ def _patient(row: Row, room: Room, budget: float) -> Row:
         return row
     again = f"{report.command(room, row.host, task='verify')} --budget={2 * budget:.0f}"
     return replace(row, fix=_and(row.fix, f"if it is only busy: {again}"))
-
-
-def _compare(course: Course, entry: Entry, facts: Facts, lost: dict[str, LabrigError]) -> Plan:
-    """The plan of a host; wheels that it cannot be compared without are fetched, and tried for once a target.
-
-    Raises:
-        LabrigError: they cannot be had.
-    """
-    try:
-        return compare(course, entry, facts)
-    except Lacking as lacking:
-        name = lacking.wanted.environment
-        if name not in lost:
-            try:
-                return apply.compare_fetched(course, entry, facts)
-            except LabrigError as error:
-                lost[name] = error
-        raise lost[name] from None
 
 
 def _write(root: Path, found: Found) -> None:

@@ -71,6 +71,8 @@ class Facts:
     strays: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # By environment: the digest over bin/* and pyvenv.cfg, which the installer makes there (agent.read_scaffold).
     scaffolds: Mapping[str, str] = field(default_factory=dict)
+    # Of the images that the engine pulled: the diff ids of their layers.
+    layers: tuple[str, ...] = ()
     # Paths from the folder (itself is "."), 20 at most, that are not the user's own, that others may write, or that
     # students may not enter.
     loose: tuple[str, ...] = ()
@@ -122,6 +124,7 @@ def _read(data: Mapping[str, Any]) -> Facts:
         torch={_text(name): _seen(one) for name, one in data["torch"].items()},
         strays={_text(name): tuple(map(_text, one)) for name, one in data["strays"].items()},
         scaffolds=_texts(data["scaffolds"]),
+        layers=tuple(map(_text, data["layers"])),
         loose=tuple(map(_text, data["loose"][:LOOSE])),
     )
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labrig import compat, image, lock, matrix, spec
 from labrig.compat import Finding
-from labrig.errors import LabrigError, LockError, UsageError
+from labrig.errors import Interrupted, LabrigError, LockError, UsageError
 from labrig.fleet import wanted as wanting
 from labrig.fleet.facts import Facts, tree
 from labrig.fleet.wanted import Wanted
@@ -25,6 +26,9 @@ from labrig.published import Entry as Published
 from labrig.pulling import is_it
 from labrig.spec import Table, Target
 from labrig.stick import is_safe
+
+if TYPE_CHECKING:
+    from labrig.oci import Image
 
 # In the order in which they are carried out.
 KINDS = (
@@ -51,6 +55,8 @@ PYTHONS = {
 INSTALLABLE = ("debian", "ubuntu")
 BROUGHT = ("pip", "setuptools")  # what venv puts into an environment, without being asked
 ZSTD_ENGINE = "23.0"  # Docker from here on unpacks layers that zstd compressed; 20.10 ends with "unexpected EOF"
+OLD_DOCKERS = {("debian", "11"): "20.10.5", ("debian", "12"): "20.10.24"}  # docker.io; others have a newer one
+UNPACKED = 3  # an image takes about so many times the bytes of its layers
 SPARE = 200_000_000  # bytes that stay free on a disk
 GPU_FIX = 'write install = ["nvidia"] for it, or engine = "venv"'
 
@@ -88,7 +94,7 @@ class Plan:
 class Refused(Exception):
     """Why nothing can be done on a host, and what a person does about it."""
 
-    def __init__(self, why: str, fix: str = "") -> None:
+    def __init__(self, why: str, fix: str) -> None:
         super().__init__(why)
         self.why, self.fix = why, fix
 
@@ -112,6 +118,8 @@ class Course:
     published: Mapping[tuple[str, str], Published]
     labs: Mapping[str, str]
     known: dict[tuple[str, str, str], Wanted] = field(default_factory=dict, repr=False, compare=False)
+    looked: dict[str, Image | LabrigError] = field(default_factory=dict, repr=False, compare=False)  # by Wanted.pull
+    lost: dict[str, LabrigError] = field(default_factory=dict, repr=False, compare=False)  # wheels, by environment
 
     def request(self, entry: Entry, *, torch: bool = False, deep: bool = False) -> dict[str, Any]:
         """What a host is asked: see the agent."""
@@ -137,10 +145,27 @@ class Course:
         """Look again: wheels have come into the wheelhouse."""
         self.known.clear()
 
+    def look(self, wanted: Wanted) -> Image | LabrigError:
+        """The published image with its layers, read once through the room's cache; or why it cannot be had."""
+        from labrig import blobs, home, registry
+
+        if wanted.pull not in self.looked:
+            try:
+                self.looked[wanted.pull] = registry.look(wanted.pull, wanted.platform, plain=bool(self.room.cache))
+            except Interrupted:
+                raise
+            except LabrigError as error:
+                self.looked[wanted.pull] = error
+            except OSError as error:
+                self.looked[wanted.pull] = blobs.unwritable(error, home.layers())
+        return self.looked[wanted.pull]
+
     def _wanted(self, target: Target, platform: str, engine: str) -> Wanted:
         found = self.locks.get((target.name, platform))
         if not isinstance(found, Lock):
-            raise Refused(*words_of(found)) if found else Refused(f"target {target.name} is not for {platform}")
+            if found:
+                raise Refused(*words_of(found))
+            raise Refused(f"target {target.name} is not for {platform}", f"it is for {', '.join(target.platforms)}")
         templates = self.root / "templates"
         if engine == "venv":
             return wanting.native(target, found, self.labs, templates)
@@ -254,7 +279,7 @@ def _against(target: Target, finding: Finding) -> str:
 
 
 def _steps(course: Course, entry: Entry, facts: Facts, wanted: Wanted) -> tuple[Step, ...]:
-    made = [*_docker(course, entry, facts, wanted)] if wanted.engine == "docker" else [*_python(facts, wanted)]
+    made = [*_docker(entry, facts, wanted)] if wanted.engine == "docker" else [*_python(facts, wanted)]
     if facts.folder == "theirs":
         mine = f"sudo chown -R {shlex.quote(facts.user)} {entry.folder}"
         raise Refused(
@@ -266,7 +291,7 @@ def _steps(course: Course, entry: Entry, facts: Facts, wanted: Wanted) -> tuple[
         made.append(
             Step("rights", f"{facts.user}'s alone, and open to students: {_few(facts.loose)}", names=facts.loose)
         )
-    made += _image(facts, wanted) if wanted.engine == "docker" else _environment(facts, wanted)
+    made += _image(course, facts, wanted) if wanted.engine == "docker" else _environment(facts, wanted)
     made += _labs(course, facts, wanted)
     if facts.start != wanting.start_digest(wanted):
         made.append(Step("start", "the start command", len(wanted.start.encode())))
@@ -276,8 +301,8 @@ def _steps(course: Course, entry: Entry, facts: Facts, wanted: Wanted) -> tuple[
     return tuple(sorted(made, key=lambda step: KINDS.index(step.kind)))
 
 
-def _docker(course: Course, entry: Entry, facts: Facts, wanted: Wanted) -> Sequence[Step]:
-    """An engine that answers, new enough for the image, and that hands out GPUs where the target computes on them."""
+def _docker(entry: Entry, facts: Facts, wanted: Wanted) -> Sequence[Step]:
+    """An engine that answers, and that hands out GPUs where the target computes on them."""
     steps = []
     if facts.host.docker is None:
         if "docker" not in entry.install:
@@ -286,8 +311,6 @@ def _docker(course: Course, entry: Entry, facts: Facts, wanted: Wanted) -> Seque
         _require_packages(facts, "Docker", "docs.docker.com/engine/install")
         joins = "" if facts.user == "root" else f"; {facts.user} joins the group docker, which is as good as root"
         steps.append(Step("docker", f"docker.io, from the distribution's packages{joins}", sudo=True))
-    elif not matrix.at_least(_number(facts.host.docker), ZSTD_ENGINE) and wanted.image:
-        _require_readable(wanted.image, facts.host.docker)
     if wanted.target.device == "cuda" and facts.host.gpus and not facts.host.docker_gpus:
         if "nvidia" not in entry.install:
             raise Refused("containers there get no GPU: Docker has no NVIDIA runtime and no CDI device", GPU_FIX)
@@ -300,20 +323,6 @@ def _require_packages(facts: Facts, what: str, page: str) -> None:
     if facts.system not in INSTALLABLE:
         here = f"{facts.system or facts.host.os} {facts.release}".strip()
         raise Refused(f"{what} is installed by us on Debian and Ubuntu only; this is {here}", f"install it: {page}")
-
-
-def _require_readable(entry: Published, engine: str) -> None:
-    """Raises Refused where an engine cannot unpack the layers of an image."""
-    from labrig import registry
-
-    try:
-        layers = registry.look(entry.reference, entry.platform).layers
-    except LabrigError as error:
-        what, fix = words_of(error)
-        raise Refused(f"Docker {engine} may be too old for the image, which cannot be looked at: {what}", fix) from None
-    if any("zstd" in layer.media_type for layer in layers):
-        why = f"Docker {engine} cannot unpack the image's layers, which zstd compressed"
-        raise Refused(why, f"bring Docker {ZSTD_ENGINE} or newer there, or publish with gzip (invoke publish)")
 
 
 def _number(version: str) -> str:
@@ -339,13 +348,42 @@ def _python(facts: Facts, wanted: Wanted) -> Sequence[Step]:
     )
 
 
-def _image(facts: Facts, wanted: Wanted) -> Sequence[Step]:
+def _image(course: Course, facts: Facts, wanted: Wanted) -> Sequence[Step]:
     entry = wanted.image
     assert entry is not None  # noqa: S101 - the engine is docker
     if all(is_it(facts.images.get(name), entry) for name in wanting.names_of(entry)):
         return []
-    there = any(is_it(found, entry) for found in facts.images.values())
-    return [Step("image", f"{entry.image}{', its names' * there}", 0 if there else entry.size, names=(wanted.pull,))]
+    if any(is_it(found, entry) for found in facts.images.values()):
+        return [Step("image", f"{entry.image}, its names", names=(wanted.pull,))]
+    _require_readable(course, facts, wanted)
+    return [Step("image", entry.image, _lacking(course, facts, wanted, entry.size), names=(wanted.pull,))]
+
+
+def _require_readable(course: Course, facts: Facts, wanted: Wanted) -> None:
+    """Raises Refused where the engine, or that which the distribution would bring, cannot unpack the image's layers."""
+    engine = facts.host.docker or OLD_DOCKERS.get((facts.system, facts.release), ZSTD_ENGINE)
+    if matrix.at_least(_number(engine), ZSTD_ENGINE):
+        return
+    named = f"Docker {engine}" if facts.host.docker else f"Docker {engine} of {facts.system} {facts.release}"
+    bring = f"bring Docker {ZSTD_ENGINE} or newer there (docs.docker.com/engine/install)"
+    found = course.look(wanted)
+    if isinstance(found, LabrigError):
+        what, fix = words_of(found)
+        why = f"{named} may be too old for the image, which cannot be looked at: {what}"
+        raise Refused(why, "; or ".join(filter(None, [fix, bring])))
+    if any("zstd" in layer.media_type for layer in found.layers):
+        why = f"{named} cannot unpack the image's layers, which zstd compressed"
+        raise Refused(why, f"{bring}, or publish with gzip (invoke publish)")
+
+
+def _lacking(course: Course, facts: Facts, wanted: Wanted, size: int) -> int:
+    """Bytes that a host has to pull: an engine takes a layer that it has, if it has all below it, too. All of them
+    (``size``) where it has none, or the image cannot be looked at."""
+    found = course.look(wanted) if facts.layers else None
+    if found is None or isinstance(found, LabrigError):
+        return size
+    above = dropwhile(lambda one: one.diff_id in facts.layers, found.layers)
+    return len(found.config.content) + sum(one.size for one in above)
 
 
 def _environment(facts: Facts, wanted: Wanted) -> Sequence[Step]:
@@ -447,14 +485,15 @@ def is_noted(applied: Mapping[str, Any], wanted: Wanted) -> bool:
 
 def _require_room(entry: Entry, facts: Facts, wanted: Wanted, steps: Sequence[Step]) -> None:
     """Raises Refused where a disk is too small for what is missing."""
-    kinds = {step.kind for step in steps if step.kind == "image" or (step.kind == "environment" and not step.names)}
-    if not kinds:
-        return
-    sent = sum(step.size for step in steps if step.kind == "wheels")
-    docker = "image" in kinds and facts.docker_free is not None
-    free, where = (facts.docker_free or 0, "Docker's disk") if docker else (facts.free, f"the disk of {entry.folder}")
-    needed = sent + wanted.room + SPARE
-    if "image" in kinds and not any(step.kind == "image" and step.size for step in steps):
+    free, where = facts.free, f"the disk of {entry.folder}"
+    sizes = {step.kind: step.size for step in steps if step.kind != "environment" or not step.names}
+    if pulled := sizes.get("image", 0):
+        needed = UNPACKED * pulled + SPARE
+        if facts.docker_free is not None:
+            free, where = facts.docker_free, "Docker's disk"
+    elif "environment" in sizes:
+        needed = sizes.get("wheels", 0) + wanted.room + SPARE
+    else:
         return
     if free < needed:
         raise Refused(

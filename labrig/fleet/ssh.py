@@ -699,6 +699,6 @@ printf '"time": %s, "machine_id": "", "user": "%s", "sudo": %s, "system": "%s", 
     "$(date +%s)" "$(clean "$(id -un)")" $can "$(clean "$ID")" "$(clean "$VERSION_ID")"
 printf '"free": %s, "total": %s, "folder": "%s", "docker_free": null, "images": {}, "labs": {}, "environments": {},' \
     "$(($4 * 1024))" "$(($2 * 1024))" "$folder"
-printf '"strays": {}, "scaffolds": {}, "loose": [], "wheels": {}, "start": "", "applied": {},'
+printf '"strays": {}, "scaffolds": {}, "loose": [], "layers": [], "wheels": {}, "start": "", "applied": {},'
 printf '"unfinished": false, "torch": {}}\n'
 """

@@ -21,7 +21,6 @@ from labrig.spec import Target
 
 NOTES = "recorded"  # folder of the cache: what wheels say of their files, by the wheel's digest
 UNKNOWN = 4  # an environment takes about so many times the bytes of its wheels, where they cannot be asked
-UNPACKED = 3  # the same of an image and its layers
 BYTECODE = 1.4  # an installer compiles what it unpacks
 # Files that an installer writes itself (PyPA: Recording installed projects), or that signatures are in.
 WRITTEN = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "RECORD.jws", "RECORD.p7s")
@@ -48,7 +47,7 @@ class Wanted:
     pull: str  # the image by digest as that host pulls it, through the room's cache
     labs: Mapping[str, str]  # path -> SHA-256; empty for docker, whose image holds them
     start: str  # the text of the start command
-    room: int = 0  # bytes that it takes on a host's disk, about
+    room: int = 0  # bytes that an environment takes on a host's disk, about
 
 
 def wanted_torch(wanted: Wanted) -> str:
@@ -79,8 +78,7 @@ def contained(target: Target, lock: Lock, entry: Published, cache: str, template
     """What a host with Docker should have: the published image."""
     pull = f"{cache}/{entry.reference.partition('/')[2]}" if cache else entry.reference
     start = _start(templates, target=target, engine="docker", environment="", reference=entry.image)
-    size = UNPACKED * entry.size
-    return Wanted(target, "docker", entry.platform, lock, "", {}, entry, pull, {}, start, size)
+    return Wanted(target, "docker", entry.platform, lock, "", {}, entry, pull, {}, start)
 
 
 def lacking(wanted: Wanted) -> bool:

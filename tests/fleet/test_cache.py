@@ -90,6 +90,17 @@ def layer(size: int) -> Layer:
     return blobs.make(blobs.key("room", str(size)), f"of {size} MB", write)
 
 
+def publish(upstream: Moody, *sizes: int) -> published.Entry:
+    made = oci.assemble("linux_x86_64", [layer(size) for size in sizes], {"User": "1000"}, {}, b'{"bom": 1}')
+    reference = registry.push(made, f"{upstream.address}/lab/cpu:1")
+    size = sum(one.size for one in made.layers)
+    return published.Entry(
+        target="cpu", platform="linux_x86_64", reference=reference, tag="2.13.0-cpu", image="labrig/cpu:2.13.0-0",
+        config=made.config.digest, size=size, torch="2.13.0", variant="cpu", python="3.12", cuda="none",
+        min_driver="none", capabilities=(), lock="", labs=made.layers[-1].diff_id, date="2026-01-01", verified="",
+    )  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABRIG_CACHE", str(tmp_path / "home"))
@@ -101,14 +112,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     for name in ("registry", "cache", "checkout"):
         (tmp_path / name).mkdir()
     with moods.serve(tmp_path / "registry") as upstream:
-        made = oci.assemble("linux_x86_64", [layer(size) for size in SIZES], {"User": "1000"}, {}, b'{"bom": 1}')
-        reference = registry.push(made, f"{upstream.address}/lab/cpu:1")
-        size = sum(one.size for one in made.layers)
-        image = published.Entry(
-            target="cpu", platform="linux_x86_64", reference=reference, tag="2.13.0-cpu", image="labrig/cpu:2.13.0-0",
-            config=made.config.digest, size=size, torch="2.13.0", variant="cpu", python="3.12", cuda="none",
-            min_driver="none", capabilities=(), lock="", labs=made.layers[-1].diff_id, date="2026-01-01", verified="",
-        )  # fmt: skip
+        image = publish(upstream, *SIZES)
         root = tmp_path / "checkout"
         shutil.copytree(ROOT / "images", root / "images")
         (root / "templates").symlink_to(ROOT / "templates")
@@ -361,3 +365,10 @@ def test_provision_refuses_a_cold_cache_unless_told(rig: Rig, tmp_path: Path) ->
         shutil.rmtree(rig.data)
         cold = invoke("provision", "--cold")
         assert cold.returncode == 0 and rig.upstream.sent > rig.image.size, cold.stderr
+        # Only the uppermost layer is another one: only that is planned, and only that comes.
+        published.keep(checkout.root / "images", publish(rig.upstream, *SIZES[:-1], 2))
+        shutil.rmtree(rig.data)
+        rig.upstream.sent = 0
+        labs = invoke("provision", "--cold")
+        assert labs.returncode == 0 and "1 host, 2.0 MB, 1 at once" in labs.stderr, labs.stderr
+        assert 2 * MB < rig.upstream.sent < 3 * 2 * MB

@@ -399,6 +399,7 @@ def test_an_engine_on_a_host(tmp_path: Path) -> None:
         seen = reach(own.write(tmp_path), "look")["rows"]["docker1"]["value"]
     assert seen["host"]["docker"].startswith("20.10.") and seen["host"]["docker_gpus"] is False
     assert list(seen["images"]) == ["labrig/cpu:made-here"] and seen["docker_free"] > 0
+    assert seen["layers"] == [], "what was not pulled is pulled again"
 
 
 def _docker(*arguments: str) -> str:

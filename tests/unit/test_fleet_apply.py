@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from labrig.errors import DistributeError, PendingError, UsageError
+from labrig.errors import DistributeError, Interrupted, PendingError, UsageError
 from labrig.fleet import DRIFT, FAILED, OK, UNREACHABLE, Row, apply
 from labrig.inventory import Entry, Room
 
@@ -33,6 +33,11 @@ def test_whatever_an_answer_makes_go_wrong_is_one_row() -> None:
     def judge() -> Row:
         raise OverflowError("int too large to convert to float")
 
+    def interrupt() -> Row:
+        raise Interrupted("Ctrl-C")
+
+    with pytest.raises(Interrupted):
+        apply.judged(room(1).hosts[0], 1.0, interrupt)
     row = apply.judged(room(1).hosts[0], 1.0, judge)
     assert (row.host, row.state) == ("h0", FAILED) and "OverflowError" in row.why
 

@@ -355,7 +355,7 @@ DOCUMENT: dict[str, Any] = {
     "time": 1.5, "machine_id": "m", "user": "u", "sudo": True, "system": "debian", "release": "12",
     "pythons": {"3.11": True}, "free": 1, "total": 2, "folder": "ours", "docker_free": None, "images": {"a": "b"},
     "labs": {"x": "y"}, "environments": {"e": {"p": {"version": "1", "digest": "d"}}}, "strays": {}, "wheels": {"w": 1},
-    "start": "", "scaffolds": {"e": "f"}, "loose": ["."],
+    "start": "", "scaffolds": {"e": "f"}, "loose": ["."], "layers": ["sha256:1"],
     "applied": {"target": "cpu"}, "unfinished": False,
     "torch": {"e": {"version": "2", "cuda": None, "device": "cpu", "name": "", "error": ""}},
 }  # fmt: skip
@@ -409,7 +409,7 @@ def read_or_refused(printed: bytes) -> None:
         return
     numbers = (seen.free, seen.total, seen.docker_free or 0, *seen.wheels.values(), *places_of_numbers(seen.applied))
     assert all(abs(number) < 1 << 63 for number in numbers)
-    texts = (seen.user, seen.host.os_version, seen.host.docker_error, *seen.labs, *seen.images.values())
+    texts = (seen.user, seen.host.os_version, seen.host.docker_error, *seen.labs, *seen.images.values(), *seen.layers)
     assert all(text.isprintable() and text.encode() is not None for text in texts)
     assert 0 <= seen.time < 1 << 40
 

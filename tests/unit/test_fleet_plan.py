@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,12 +12,15 @@ from typing import Any
 
 import courses
 import pytest
+import registries
 import samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labrig.errors import UsageError
-from labrig.fleet import plan, wanted
+from labrig import blobs, oci
+from labrig.blobs import Layer
+from labrig.errors import DistributeError, FetchError, UsageError
+from labrig.fleet import apply, plan, wanted
 from labrig.fleet.facts import Facts, Package
 from labrig.fleet.plan import Course, Plan
 from labrig.host import Gpu, Host
@@ -259,9 +263,14 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
             "pythons": {"3.13": True},
         },
         "6.1",
-        "",
+        "use target `cuda-legacy`",
     ),
-    "no GPU": ({"target": "cuda"}, {"host": replace(DEBIAN, pci_nvidia=0), "pythons": {"3.13": True}}, "no NVIDIA", ""),
+    "no GPU": (
+        {"target": "cuda"},
+        {"host": replace(DEBIAN, pci_nvidia=0), "pythons": {"3.13": True}},
+        "no NVIDIA",
+        "use target `cpu`",
+    ),
     "disk": ({}, {"free": 10**8}, "100.0 MB free", "make room"),
     "no Python": ({}, {"pythons": {"3.13": True}, "release": "13"}, "needs Python 3.11: none", "install Python 3.11"),
     "no venv": ({}, {"pythons": {"3.11": False}, "system": "fedora"}, "no module venv", "install Python"),
@@ -287,7 +296,7 @@ def test_who_is_refused_is_told_why(course: Course, case: str) -> None:
     changed, has, why, fix = REFUSALS[case]
     course = with_image(course)
     found = plan.compare(course, entry(**changed), facts(**has))
-    assert found.steps == () and why in found.refused and fix in found.fix
+    assert found.steps == () and why in found.refused and fix and fix in found.fix
     assert "\n" not in found.refused
 
 
@@ -311,6 +320,25 @@ def with_image(course: Course, cache: str = "") -> Course:
 
 def docker_facts(version: str = "28.2.2", **changed: Any) -> Facts:
     return facts(replace(DEBIAN, docker=version), docker_free=10**11, folder="ours", **changed)
+
+
+LAYERS = tuple(Layer("", f"sha256:{n:064}", f"sha256:{n + 5:064}", 10**6 * n, 0) for n in (4, 3, 2, 1))
+
+
+def with_layers(course: Course, media_type: str = blobs.GZIP, *, through: str = "") -> Course:
+    """Its image was looked at, and has these layers, together 10 MB."""
+    config = oci.document(oci.CONFIG, {"config": "of the image"})
+    layers = tuple(replace(one, media_type=media_type) for one in LAYERS)
+    course = with_image(course, through)
+    pull = course.wanted(course.table.targets["cpu"], courses.PLATFORM, "docker").pull
+    return replace(course, looked={pull: oci.Image(courses.PLATFORM, layers, config, config)}, known={})
+
+
+def out_of_reach(course: Course) -> Course:
+    """The room's cache does not answer."""
+    one = samples.published("cpu", reference=f"registry.example.org/lab/cpu@sha256:{'7' * 64}", size=10**7)
+    through = room(cache=f"127.0.0.1:{registries.free_port()}")
+    return replace(course, published={("cpu", courses.PLATFORM): one}, room=through, known={}, looked={})
 
 
 def test_docker_where_an_engine_answers_and_an_image_was_published(course: Course) -> None:
@@ -337,7 +365,7 @@ def test_an_image_is_pulled_by_digest_through_the_cache_and_known_by_its_id(cour
 
 
 def test_engines_are_installed_only_where_that_was_asked_for(course: Course) -> None:
-    found = plan.compare(with_image(course), entry(engine="auto", install=("docker",)), facts())
+    found = plan.compare(with_layers(course), entry(engine="auto", install=("docker",)), facts())
     assert kinds(found) == ["docker", "folder", "image", "start", "note"]
     assert found.steps[0].sudo
 
@@ -345,6 +373,91 @@ def test_engines_are_installed_only_where_that_was_asked_for(course: Course) -> 
 def test_a_full_disk_of_the_engine_refuses(course: Course) -> None:
     found = plan.compare(with_image(course), entry(engine="auto"), replace(docker_facts(), docker_free=10**6))
     assert "Docker's disk has 1.0 MB free" in found.refused
+
+
+ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
+NEEDING: dict[str, tuple[dict[str, Any], Facts]] = {
+    "there": ({}, facts(replace(DEBIAN, docker="20.10.24+dfsg1"), docker_free=10**11)),
+    "Debian 12 would bring it": ({"install": ("docker",)}, facts()),
+    "Debian 11 would bring it": ({"install": ("docker",)}, facts(release="11")),
+}
+ABLE: dict[str, tuple[dict[str, Any], Facts]] = {
+    "there": ({}, facts(replace(DEBIAN, docker="23.0.0"), docker_free=10**11)),
+    "Debian 13 would bring it": ({"install": ("docker",)}, facts(release="13")),
+    "Ubuntu would bring it": ({"install": ("docker",)}, facts(system="ubuntu", release="22.04")),
+}
+
+
+@pytest.mark.parametrize("case", NEEDING)
+def test_an_engine_too_old_for_the_compression_is_refused_before_it_is_installed(course: Course, case: str) -> None:
+    changed, has = NEEDING[case]
+    old = plan.compare(with_layers(course, ZSTD), entry(engine="docker", **changed), has)
+    assert not old.steps and "cannot unpack the image's layers, which zstd compressed" in old.refused
+    assert "Docker 20.10." in old.refused and "bring Docker 23.0 or newer" in old.fix
+    assert "image" in kinds(plan.compare(with_layers(course), entry(engine="docker", **changed), has))
+
+
+@pytest.mark.parametrize("case", ABLE)
+def test_an_engine_new_enough_gets_any_image_unseen(course: Course, case: str) -> None:
+    changed, has = ABLE[case]
+    for way in (with_layers(course, ZSTD), out_of_reach(course)):
+        assert "image" in kinds(plan.compare(way, entry(engine="docker", **changed), has))
+        assert not [one for one in way.looked.values() if not isinstance(one, oci.Image)]
+
+
+def test_an_old_engine_that_has_the_image_is_whole_whatever_the_registry_does(course: Course) -> None:
+    course = out_of_reach(course)
+    one = course.published["cpu", courses.PLATFORM]
+    want = course.wanted(course.table.targets["cpu"], courses.PLATFORM, "docker")
+    has = docker_facts(
+        "20.10.24+dfsg1", images=dict.fromkeys(wanted.names_of(one), one.config),
+        start=wanted.start_digest(want), applied=plan.note(want),
+    )  # fmt: skip
+    found = plan.compare(course, entry(engine="auto"), has)
+    assert (found.refused, found.steps, course.looked) == ("", (), {})
+
+
+def test_an_image_that_cannot_be_looked_at_is_asked_for_once(course: Course) -> None:
+    course = out_of_reach(course)
+    old = docker_facts("20.10.24+dfsg1")
+    first = plan.compare(course, entry(engine="auto"), old)
+    assert (
+        "20.10.24+dfsg1 may be too old" in first.refused and f"{course.room.cache} cannot be reached" in first.refused
+    )
+    assert "bring Docker 23.0 or newer" in first.fix
+    (error,) = course.looked.values()
+    assert isinstance(error, DistributeError)
+    plan.compare(course, entry(engine="auto"), old)
+    other = plan.compare(course, entry(engine="auto"), docker_facts(layers=(LAYERS[0].diff_id,)))
+    assert [step.size for step in other.steps if step.kind == "image"] == [10**7], "all of it, and nothing fails"
+    assert list(course.looked.values()) == [error]
+
+
+# --- what an image costs a host that has another one ------------------------------------------------------------------
+
+
+PREFIXES = {0: 10, 1: 6, 2: 3, 3: 1, 4: 0}  # of layers that are there -> MB that are not
+
+
+@pytest.mark.parametrize("count", PREFIXES)
+@pytest.mark.parametrize("through", ["", "10.0.7.1:5000"])
+def test_layers_that_a_host_has_are_not_pulled_and_need_no_room(course: Course, count: int, through: str) -> None:
+    there = tuple(one.diff_id for one in LAYERS[:count])
+    course = with_layers(replace(course, known={}), through=through)
+    config = next(one for one in course.looked.values() if isinstance(one, oci.Image)).config.content
+    size = PREFIXES[count] * 10**6 + len(config) if count else course.published["cpu", courses.PLATFORM].size
+    has = docker_facts(layers=(*there, "sha256:" + "9" * 64) if count else ())
+    found = plan.compare(course, entry(engine="auto"), has)
+    assert [step.size for step in found.steps if step.kind == "image"] == [size]
+    room = plan.UNPACKED * size + plan.SPARE
+    assert not plan.compare(course, entry(engine="auto"), replace(has, docker_free=room)).refused
+    assert "free, about" in plan.compare(course, entry(engine="auto"), replace(has, docker_free=room - 1)).refused
+
+
+def test_a_layer_above_one_that_is_not_there_is_pulled(course: Course) -> None:
+    course = with_layers(course)
+    found = plan.compare(course, entry(engine="auto"), docker_facts(layers=(LAYERS[0].diff_id, LAYERS[2].diff_id)))
+    assert [step.size // 10**6 for step in found.steps if step.kind == "image"] == [6]
 
 
 def test_containers_without_gpus_get_the_toolkit_or_a_reason(course: Course) -> None:
@@ -385,6 +498,25 @@ def test_without_wheels_a_new_host_is_planned_and_an_old_one_says_what_it_needs(
     assert "wheels" in kinds(plan.compare(course, entry(), facts()))
     with pytest.raises(plan.Lacking):
         plan.compare(course, entry(), whole_one)
+
+
+def test_wheels_that_cannot_be_had_are_tried_for_once_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, course: Course, checkout: courses.Checkout
+) -> None:
+    host = whole(course)
+    monkeypatch.setenv("LABRIG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("LABRIG_INDEX_PYTORCH_CPU", "none")
+    (tmp_path / "links").mkdir()
+    run = plan.prepare(checkout.root, room())
+    with pytest.raises(FetchError) as first:
+        apply.compare_fetched(run, entry(), host)
+    shutil.copytree(checkout.wheels, tmp_path / "links", dirs_exist_ok=True)
+    with pytest.raises(FetchError) as second:
+        apply.compare_fetched(run, entry(name="pc02"), host)
+    assert second.value is first.value
+    assert apply.compare_fetched(plan.prepare(checkout.root, room()), entry(), host).steps == ()
 
 
 def test_a_request_names_what_there_may_be(course: Course) -> None:
