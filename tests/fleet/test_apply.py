@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import resource
 import shutil
 import signal
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,29 @@ def test_two_at_once_wait_for_each_other(world: World) -> None:
     assert [one.returncode for one in both] == [0, 0], said
     assert sum("waiting for it" in error for _, error in said) == 1
     assert sorted(bool(json.loads(out)[0]["changes"]) for out, _ in said) == [False, True]
+
+
+def test_a_terminal_has_a_live_table_of_as_many_hosts_as_it_has_lines_for(world: World) -> None:
+    world.spoil("rm start")
+    main, other = pty.openpty()
+    more = {"TERM": "xterm", "COLUMNS": "100", "LINES": "5"}
+    with subprocess.Popen(
+        command(world.inventory), cwd=world.checkout.root, env=environment(world.checkout, **more),
+        stdout=subprocess.PIPE, stderr=other, text=True,
+    ) as process:  # fmt: skip
+        os.close(other)
+        seen = b""
+        with suppress(OSError):  # the other end is closed
+            while part := os.read(main, 4096):
+                seen += part
+        rows = json.loads(process.communicate(timeout=60)[0])
+    os.close(main)
+    assert process.returncode == 0 and len(rows) == 4, seen
+    drawn = seen.decode().split("1 of 4 hosts are not shown")
+    assert len(drawn) > 2 and "\x1b[?25h" in drawn[-1], "drawn more than at its end, and the cursor is back"
+    assert any("pc01" in one and "start" in one for one in drawn[:-1]), "what is done there"
+    assert all(one.count("pc0") == 3 for one in drawn[:-1]), drawn
+    assert drawn[-2].count("OK") == 3, "the last one says how it ended"
 
 
 def test_what_an_admin_put_beside_the_labs_stays_and_a_dropped_lab_goes(world: World) -> None:
