@@ -2,7 +2,7 @@
 
 A host is done in one connection: asked, compared, changed, and asked again. What is then still missing makes it FAILED,
 whatever the operations said. Where something else has to happen first (wheels that are not in the wheelhouse, a new
-login), the host is taken up in a next round.
+login), the host is taken up in a next round; those that pull an image come last, so many at once.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from labrig.inventory import AUTO, LOCAL, Entry, Room, local, read
 from labrig.progress import megabytes
 
 ASK, APPLY = 60.0, 1800.0  # seconds that a host has, to answer and to be changed
+SILENCE = 120.0  # seconds without an answer of its sshd, after which a host is not waited for; it may be at work
 MOST_HOSTS = 2000  # in one run: half a minute of the controller's CPU, and an hour of a room's patience
 REDRAW = 0.25  # seconds between two drawings of the live table
 LOGINS = 2  # times that a host is taken up again after its engine was installed
@@ -195,11 +196,12 @@ def _pull(run: _Run, options: Options) -> None:
     """Go on with the hosts that wait to pull an image: so many at once, the next as soon as one of them has ended."""
     if run.course.room.cache and not options.cold:
         _refuse_cold(run)
-    if not run.waiting:
+    entries = [entry for entry in run.entries if entry.name in run.waiting]
+    if not entries:
         return
-    at_once = cache.admit([*run.waiting.values()], options.wave, megabits=options.megabits)
+    plans = [run.waiting[entry.name] for entry in entries]
+    at_once = cache.admit(plans, options.wave, megabits=options.megabits)
     run.admitted |= set(run.waiting)
-    entries = [plan.entry for plan in run.waiting.values()]
     _rounds(run, entries, replace(options, parallel=min(at_once, options.parallel)))
 
 
@@ -244,7 +246,9 @@ def _round(run: _Run, todo: Sequence[Entry], options: Options) -> list[Entry]:
 
     budget = options.budget or APPLY
     reach = min(ASK, budget)
-    ssh.each(run.course.room, todo, work, budget=budget, reach=reach, parallel=options.parallel, ended=ended)
+    ssh.each(
+        run.course.room, todo, work, budget=budget, reach=reach, silence=SILENCE, parallel=options.parallel, ended=ended
+    )
     for entry in todo:
         if entry.name in lacking and _fetch(run, entry, lacking[entry.name]):
             again.append(entry)

@@ -457,6 +457,36 @@ def test_an_image_comes_by_digest_through_the_rooms_cache(tmp_path: Path) -> Non
         assert provision(checkout, inventory, "--plan").code == 0
 
 
+FREEZE = """#!/bin/sh
+[ "$1" != pull ] || { sudo -n pkill -STOP -x sshd; exec sleep 600; }
+exec /usr/bin/docker "$@"
+"""
+
+
+def test_a_host_that_freezes_while_it_pulls_holds_up_no_other(tmp_path: Path) -> None:
+    """Two pull at once: the third does as soon as the second has ended, whatever becomes of the first."""
+    checkout = courses.make(tmp_path)
+    with registries.serve(tmp_path) as origin, rooms.hosts(0, docker=3) as room:
+        publish(checkout, origin)
+        inventory = room.write(tmp_path, target="cpu")
+        place = "/usr/local/bin/docker"
+        room["docker1"].sh(f"cat >{place} <<'END'\n{FREEZE}END\nchmod 755 {place}")
+        with subprocess.Popen(
+            command(inventory, "--wave=2", "--budget=100"), cwd=checkout.root, env=environment(checkout),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            assert process.stderr is not None
+            seen = ""
+            for line in process.stderr:
+                seen += line
+                if "docker2: OK" in seen and "docker3: OK" in seen:
+                    process.send_signal(signal.SIGINT)
+                    break
+            seen += process.stderr.read()
+        assert process.returncode == 130 and "docker1: TIMEOUT" not in seen, seen
+        assert seen.index("images: 3 hosts, 3.0 kB, 2 at once") < seen.index("docker1: image:"), seen
+
+
 def test_an_engine_is_installed_where_that_is_asked_for(tmp_path: Path) -> None:
     """Debian's packages, really; no init starts it in this machine, which has to be said and not taken for success."""
     checkout = courses.make(tmp_path)
