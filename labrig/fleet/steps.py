@@ -27,7 +27,7 @@ from labrig.stick import is_safe
 # Seconds that one operation may take; the host's budget ends it in any case.
 PACKAGES, SHORT = 900.0, 60.0
 # The part of that budget that a pull or an installation may take, so that the row names what took too long.
-LONG = 0.8
+LONG = 0.9
 RECONNECT = ("docker", "nvidia")  # what changes a user's groups, or the engine, is seen by a new login only
 # A shell over ssh on a Mac has neither Homebrew's nor python.org's programs on its PATH.
 PATH = 'PATH="$PATH:/opt/homebrew/bin:/usr/local/bin"; export PATH'
