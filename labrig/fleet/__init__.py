@@ -10,7 +10,7 @@
     apply       all hosts: retries, the record of the last run, the live table
     report      rows: text, JSON, JUnit, HTML
     keys        host keys, and machines that are clones
-    cache       the room's registry cache: warmed, asked, and in which waves hosts pull
+    cache       the room's registry cache: warmed, asked, and how many hosts pull at once
     mirror      its configuration, and what engines need to use it
     ansible     Ansible's inventories, taken over
     playbook    a room as an Ansible inventory and a playbook
@@ -46,6 +46,7 @@ class Connection(Protocol):
     """
 
     name: str
+    budget: float  # seconds that all of the work has
 
     def probe(self, request: Mapping[str, Any], *, timeout: float = 0.0) -> bytes:
         """Run the agent there, in one round trip: what it printed, not yet read (facts.parse does that).

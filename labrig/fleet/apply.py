@@ -2,7 +2,7 @@
 
 A host is done in one connection: asked, compared, changed, and asked again. What is then still missing makes it FAILED,
 whatever the operations said. Where something else has to happen first (wheels that are not in the wheelhouse, a new
-login), the host is taken up in a next round.
+login), the host is taken up in a next round; those that pull an image come last, so many at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from labrig import cli, home
+from labrig import cli, home, published
 from labrig.errors import DistributeError, Interrupted, LabrigError, PendingError, UsageError
 from labrig.files import alone, write_atomically
 from labrig.fleet import DRIFT, FAILED, OK, STATES, TIMEOUT, Connection, Row, cache, report, ssh, steps
@@ -29,7 +29,9 @@ from labrig.inventory import AUTO, LOCAL, Entry, Room, local, read
 from labrig.progress import megabytes
 
 ASK, APPLY = 60.0, 1800.0  # seconds that a host has, to answer and to be changed
+SILENCE = 120.0  # seconds without an answer of its sshd, after which a host is not waited for; it may be at work
 MOST_HOSTS = 2000  # in one run: half a minute of the controller's CPU, and an hour of a room's patience
+REDRAW = 0.25  # seconds between two drawings of the live table
 LOGINS = 2  # times that a host is taken up again after its engine was installed
 BEFORE = ("docker", "nvidia", "python", "folder")  # steps that change nothing in the folder
 COLUMNS = ("host", "target", "state", "changes", "bytes", "why, and what to do")
@@ -169,11 +171,7 @@ def apply(root: Path, room: Room, options: Options) -> list[Row]:
         run = _Run(course, entries, board, most, left=dict.fromkeys((one.name for one in entries), options.retries))
         try:
             _rounds(run, entries, options)
-            for wave in cache.admit(
-                room, [*run.waiting.values()], options.wave, cold=options.cold, megabits=options.megabits
-            ):
-                run.admitted |= {one.entry.name for one in wave}
-                _rounds(run, [one.entry for one in wave], options)
+            _pull(run, options)
         finally:
             rows = [run.rows.get(entry.name, _untried(run, entry)) for entry in entries]
             keep_run(room, rows)
@@ -196,6 +194,34 @@ def _rounds(run: _Run, entries: Sequence[Entry], options: Options) -> None:
         todo = _round(run, todo, options)
 
 
+def _pull(run: _Run, options: Options) -> None:
+    """Go on with the hosts that wait to pull an image: so many at once, the next as soon as one of them has ended."""
+    if run.course.room.cache and not options.cold:
+        _refuse_cold(run)
+    entries = [entry for entry in run.entries if entry.name in run.waiting]
+    if not entries:
+        return
+    plans = [run.waiting[entry.name] for entry in entries]
+    at_once = cache.admit(plans, options.wave, megabits=options.megabits)
+    run.admitted |= set(run.waiting)
+    _rounds(run, entries, replace(options, parallel=min(at_once, options.parallel)))
+
+
+def _refuse_cold(run: _Run) -> None:
+    """Those of them have failed whose image the room's cache does not hold, or of which it cannot be asked."""
+    refused: dict[published.Entry, LabrigError] = {}
+    images = [plan.wanted.image for plan in run.waiting.values() if plan.wanted and plan.wanted.image]
+    for image in dict.fromkeys(images):
+        try:
+            cache.require_warm(run.course.room, image)
+        except (DistributeError, UsageError) as error:
+            refused[image] = error
+    for plan in [*run.waiting.values()]:
+        if plan.wanted and plan.wanted.image in refused:
+            del run.waiting[plan.entry.name]
+            _fail(run, plan.entry, refused[plan.wanted.image])
+
+
 def _round(run: _Run, todo: Sequence[Entry], options: Options) -> list[Entry]:
     """One round over hosts; gives those that have to be taken up again."""
     again: list[Entry] = []
@@ -214,6 +240,7 @@ def _round(run: _Run, todo: Sequence[Entry], options: Options) -> list[Entry]:
             lacking[entry.name] = outcome.lacking
         elif outcome and outcome.waits and outcome.plan:
             run.waiting[entry.name] = outcome.plan
+            run.board.wait(entry.name)
         elif outcome and outcome.again:
             again.append(entry)
         else:
@@ -221,7 +248,9 @@ def _round(run: _Run, todo: Sequence[Entry], options: Options) -> list[Entry]:
 
     budget = options.budget or APPLY
     reach = min(ASK, budget)
-    ssh.each(run.course.room, todo, work, budget=budget, reach=reach, parallel=options.parallel, ended=ended)
+    ssh.each(
+        run.course.room, todo, work, budget=budget, reach=reach, silence=SILENCE, parallel=options.parallel, ended=ended
+    )
     for entry in todo:
         if entry.name in lacking and _fetch(run, entry, lacking[entry.name]):
             again.append(entry)
@@ -331,12 +360,18 @@ def _fetch(run: _Run, entry: Entry, wanted: Wanted) -> bool:
     except Interrupted:
         raise
     except LabrigError as error:
-        why, fix = words_of(error)
-        run.rows[entry.name] = Row(entry.name, entry.room, _named(entry), FAILED, why=why, fix=fix)
-        run.left[entry.name] = 0
-        run.board.end(run.rows[entry.name])
+        _fail(run, entry, error)
         return False
     return True
+
+
+def _fail(run: _Run, entry: Entry, error: LabrigError) -> None:
+    """A host has failed for what went wrong here, not there; to try it again would not help."""
+    why, fix = words_of(error)
+    row = _row_of_failure(run.course, entry, ssh.Ended(None, FAILED, why, fix))
+    run.rows[entry.name] = row = replace(row, changes=_words(run.done.get(entry.name, ())))
+    run.left[entry.name] = 0
+    run.board.end(row)
 
 
 def _bring_wheels(course: Course, wanted: Wanted) -> None:
@@ -542,26 +577,36 @@ class Board:
     """What each host is at, on stderr: a table on a terminal, lines in a log."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
-        self._at = {entry.name: ("", "") for entry in entries}
+        self._at = {entry.name: ("", "") for entry in entries}  # state and words; what changed last stands last
         self._live: Any = None
+        self._due: Any = None  # the greenlet that draws next
+        self._lines = 1  # of hosts, that the terminal has
 
     def __enter__(self) -> Board:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
 
-            # Drawn when something happens: a thread of its own would not run beside greenlets.
-            self._live = Live(self._drawn(), console=Console(stderr=True), auto_refresh=False, transient=True)
+            console = Console(stderr=True)
+            self._lines = max(1, console.height - 2)
+            # Drawn by a greenlet: a thread of its own would not run beside them.
+            self._live = Live(console=console, get_renderable=self._drawn, auto_refresh=False, transient=True)
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._due:
+            self._due.kill(block=False)
         if self._live:
-            self._live.stop()
+            self._live.stop()  # draws what is true now
 
     def doing(self, host: str, what: str) -> None:
         """A host begins with something."""
         self._show(host, "", what, said=what != "asked")
+
+    def wait(self, host: str) -> None:
+        """A host waits for its turn."""
+        self._show(host, "", "", said=False)
 
     def end(self, row: Row) -> None:
         """A host has ended."""
@@ -577,18 +622,37 @@ class Board:
             print(line, file=sys.stderr, flush=True)
 
     def _show(self, host: str, state: str, what: str, *, said: bool = True) -> None:
+        self._at.pop(host, None)
         self._at[host] = (state, what)
         if self._live:
-            self._live.update(self._drawn(), refresh=True)
+            self._draw_soon()
         elif said:
             print(f"{host}: {f'{state}, ' if state else ''}{what}", file=sys.stderr, flush=True)
 
+    def _draw_soon(self) -> None:
+        """Draw once for all that happens within :data:`REDRAW`: hosts wait for whoever draws, and their time runs."""
+        import gevent
+
+        def draw() -> None:
+            self._due = None
+            self._live.refresh()
+
+        if self._due is None:
+            self._due = gevent.spawn_later(REDRAW, draw)
+
     def _drawn(self) -> Any:
+        """As many hosts as the terminal has lines for: those at work, those that ended last, and those that wait."""
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
+        shown = [(host, state, what) for host, (state, what) in reversed(self._at.items())]
+        working = sorted(row for row in shown if row[2] and not row[1])
+        ordered = [*working, *(row for row in shown if row[1]), *sorted(row for row in shown if not row[2])]
         drawn = Table.grid(padding=(0, 2))
-        # Those at work stand first, as a terminal shows the first lines only.
-        for host, (state, what) in sorted(self._at.items(), key=lambda one: (bool(one[1][0]), not one[1][1], one[0])):
-            drawn.add_row(Text(host), Text(state), Text(what))
-        return drawn
+        for _ in range(3):
+            drawn.add_column(no_wrap=True, overflow="ellipsis")
+        for row in ordered[: self._lines]:
+            drawn.add_row(*map(Text, row))
+        more = len(ordered) - self._lines
+        return Group(drawn, Text(f"{more} of {len(ordered)} hosts are not shown")) if more > 0 else drawn

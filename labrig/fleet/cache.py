@@ -330,33 +330,19 @@ def waves(hosts: int, bytes_each: int, megabits: float = MEGABITS, at_once: int 
     return Waves(size, full + (rest > 0), seconds)
 
 
-def admit(
-    room: Room, plans: Sequence[Plan], wave: int = 0, *, cold: bool = False, megabits: float = MEGABITS
-) -> tuple[tuple[Plan, ...], ...]:
-    """The plans of a room in waves, those that pull an image ``wave`` at a time (0: as many as :func:`waves` says).
+def admit(plans: Sequence[Plan], wave: int = 0, *, megabits: float = MEGABITS) -> int:
+    """How many of the hosts with these plans pull their image at once (``wave``; 0: as many as :func:`waves` says).
 
-    Hosts that pull none go with the first wave. The estimate is printed to stderr.
-
-    Raises:
-        DistributeError: the room's cache does not hold an image that is to be pulled, unless ``cold``.
+    The estimate is printed to stderr.
     """
-    pulling = [plan for plan in plans if _pulled(plan)]
-    others = [plan for plan in plans if not _pulled(plan)]
-    if not pulling:
-        return (tuple(others),) if others else ()
-    if room.cache and not cold:
-        images = {plan.wanted.image for plan in pulling if plan.wanted and plan.wanted.image}
-        for image in sorted(images, key=lambda one: (one.target, one.platform)):
-            require_warm(room, image)
-    largest = max(_pulled(plan) for plan in pulling)
-    how = waves(len(pulling), largest, megabits, wave)
+    sizes = [sum(step.size for step in plan.steps if step.kind == "image") for plan in plans]
+    how = waves(len(plans), max(sizes, default=0), megabits, wave)
     print(
-        f"images: {len(pulling)} host{'s' * (len(pulling) != 1)}, {megabytes(sum(map(_pulled, pulling)))}, "
+        f"images: {len(plans)} host{'s' * (len(plans) != 1)}, {megabytes(sum(sizes))}, "
         f"{how.at_once} at once; about {max(1, how.seconds):.0f} s at {megabits:g} Mbit/s",
         file=sys.stderr, flush=True,
     )  # fmt: skip
-    parts = [pulling[n : n + how.at_once] for n in range(0, len(pulling), how.at_once)]
-    return tuple(tuple(part) for part in [others + parts[0], *parts[1:]])
+    return how.at_once
 
 
 def require_warm(room: Room, image: published.Entry) -> None:
@@ -366,13 +352,8 @@ def require_warm(room: Room, image: published.Entry) -> None:
         raise DistributeError(
             f"the cache {room.cache} does not hold {image.target} ({image.platform}): each host would pull it through",
             found=f"{megabytes(there)} of {megabytes(size)} are certain to be there",
-            fix=f"invoke warm --inventory={room.path}; or go on with --cold",
+            fix=f"invoke warm --inventory={room.path}, or go on with --cold",
         )
-
-
-def _pulled(plan: Plan) -> int:
-    """Bytes of an image that a host is to pull."""
-    return 0 if plan.refused else sum(step.size for step in plan.steps if step.kind == "image")
 
 
 def rows(warmed: Iterable[Warmed]) -> list[tuple[str, ...]]:

@@ -65,13 +65,15 @@ def each(
     *,
     budget: float,
     reach: float = 0.0,
+    silence: float = 0.0,
     parallel: int = PARALLEL,
     ended: Callable[[Entry, Ended[T]], None] = lambda entry, how: None,
 ) -> dict[str, Ended[T]]:
     """Do the work on every host, side by side; nothing that one host does, or does not, costs another its row.
 
     ``budget`` is in seconds for a host, from the moment it gets its turn; ``reach`` is how many of them the login
-    may take (0: all). ``ended`` is told of each when it is through.
+    may take (0: all). ``silence``: one whose sshd answers nothing for so many seconds is given up then, also one
+    that is at work (0: it is not asked). ``ended`` is told of each when it is through.
     The result has every entry, by name, whatever happened: what the work gave, or a state and why there is nothing.
     Connections are closed.
 
@@ -85,7 +87,7 @@ def each(
     hosts = _hosts(room, entries, passwords, reach or budget)
 
     def one(entry: Entry, jumps: _Jumps) -> T:
-        return _worked(entry, hosts[entry.name], jumps, work, budget, reach)
+        return _worked(entry, hosts[entry.name], jumps, work, budget, reach, silence)
 
     try:
         return _side_by_side(room, entries, one, budget, reach or budget, parallel, ended)
@@ -377,7 +379,13 @@ def jump(entry: Entry) -> tuple[str, str, int]:
 
 
 def _worked(
-    entry: Entry, host: Any, jumps: _Jumps, work: Callable[[Connection, Entry], T], budget: float, reach: float
+    entry: Entry,
+    host: Any,
+    jumps: _Jumps,
+    work: Callable[[Connection, Entry], T],
+    budget: float,
+    reach: float,
+    silence: float,
 ) -> T:
     """The work on one host, from the first packet to the last."""
     from pyinfra.context import ctx_host
@@ -391,8 +399,10 @@ def _worked(
                 through = {**host.data.ssh_paramiko_connect_kwargs, "sock": jumps.channel(entry)}
                 host.data.ssh_paramiko_connect_kwargs = through
             host.connect(show_errors=False, raise_exceptions=True)
-        talk = partial(_talk_here, host) if entry.address == LOCAL else partial(_talk, host)
-        return work(_Reached(entry, host, talk, budget), entry)
+        if entry.address == LOCAL:
+            return work(_Reached(entry, host, partial(_talk_here, host), budget), entry)
+        with _heard(host.connector.client.get_transport(), silence):
+            return work(_Reached(entry, host, partial(_talk, host), budget), entry)
     finally:
         _hang_up(host)
 
@@ -435,6 +445,37 @@ def _within(seconds: float, what: str = "") -> Iterator[None]:
         limit.close()
 
 
+@contextmanager
+def _heard(transport: Any, silence: float) -> Iterator[None]:
+    """End a block that talks with a host once that answers nothing any more: what it waits for then breaks off."""
+    import gevent
+
+    gone = threading.Event()
+
+    def listen() -> None:
+        while transport.is_active():
+            gevent.sleep(silence / 2)
+            with gevent.Timeout(silence, exception=False):
+                transport.global_request(
+                    "keepalive@openssh.com"
+                )  # every sshd answers, if only that it does not know it
+                continue
+            gone.set()
+            transport.close()
+
+    listener = gevent.spawn(listen) if silence else None
+    try:
+        yield
+    except Exception:
+        if gone.is_set():
+            why = f"it stopped answering, for {silence:g} s: frozen, off, or without a network"
+            raise Failure(TIMEOUT, why, "look at that machine") from None
+        raise
+    finally:
+        if listener:
+            listener.kill(block=False)
+
+
 def _hang_up(host: Any) -> None:
     """Close a connection without waiting for the other side, which may be frozen."""
     client = getattr(host.connector, "client", None)
@@ -452,14 +493,14 @@ class _Reached:
     def __init__(
         self, entry: Entry, host: Any, talk: Callable[[str, bytes | mmap, int], tuple[int, bytes, bytes]], budget: float
     ) -> None:
-        self.name = entry.name
-        self._entry, self._host, self._talk, self._budget = entry, host, talk, budget
+        self.name, self.budget = entry.name, budget
+        self._entry, self._host, self._talk = entry, host, talk
 
     def probe(self, request: Mapping[str, Any], *, timeout: float = 0.0) -> bytes:
         import json
 
         source = Path(__file__).with_name("agent.py").read_bytes()
-        asked = {"seconds": (timeout or self._budget) + GRACE, **request}
+        asked = {"seconds": (timeout or self.budget) + GRACE, **request}
         stdin = b"%d\n%b%b" % (len(source), source, json.dumps(asked).encode())
         script = FIND_PYTHON.replace("@FOLDER@", shlex.quote(self._entry.folder))
         with _within(timeout, "the agent"):

@@ -25,7 +25,9 @@ from labrig.fleet.ssh import Failure
 from labrig.stick import is_safe
 
 # Seconds that one operation may take; the host's budget ends it in any case.
-PACKAGES, PULL, INSTALL, SHORT = 900.0, 3600.0, 1800.0, 60.0
+PACKAGES, SHORT = 900.0, 60.0
+# The part of that budget that a pull or an installation may take, so that the row names what took too long.
+LONG = 0.9
 RECONNECT = ("docker", "nvidia")  # what changes a user's groups, or the engine, is seen by a new login only
 # A shell over ssh on a Mac has neither Homebrew's nor python.org's programs on its PATH.
 PATH = 'PATH="$PATH:/opt/homebrew/bin:/usr/local/bin"; export PATH'
@@ -105,7 +107,7 @@ def _rights(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
     """Nobody else writes where labs and programs lie that others run, and everybody reads. What belongs to somebody
     else shows when the host is asked again."""
     script = f"cd {shlex.quote(plan.entry.folder)} && {{ chmod -R u+rwX,go-w,a+rX . 2>/dev/null || :; }}"
-    _shell(connection, script, timeout=INSTALL)
+    _shell(connection, script, timeout=LONG * connection.budget)
 
 
 def _image(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
@@ -120,7 +122,7 @@ def _image(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
     commands = [fetch if step.size else f"{there} || docker tag {identity} {shlex.quote(names[0])} || {fetch}"]
     commands += [f"docker tag {pull} {name} 2>/dev/null || docker tag {identity} {name}" for name in names]
     try:
-        connection.operate(server.shell, commands=commands, timeout=PULL)
+        connection.operate(server.shell, commands=commands, timeout=LONG * connection.budget)
     except Failure as failure:
         if "HTTP response to HTTPS client" in failure.why:  # the engine's words for a registry without TLS
             fix = "invoke cache writes the daemon.json with which that engine takes a cache without TLS"
@@ -134,7 +136,7 @@ def _wheels(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
     _shell(connection, f"mkdir -p {shlex.quote(folder)}", timeout=SHORT)
     files = {one.file: wheelhouse.find(one, home.wheels()) for one in plan.wanted.lock.wheels}
     for name in step.names:
-        connection.send(files[name], f"{folder}/{name}", timeout=INSTALL)
+        connection.send(files[name], f"{folder}/{name}", timeout=LONG * connection.budget)
 
 
 def _environment(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
@@ -161,7 +163,7 @@ def _environment(connection: Connection, root: Path, plan: Plan, step: Step) -> 
     make = [] if step.names else [f"rm -rf {place}", f"mkdir -p {folder}/envs", f"{python} -m venv {place}"]
     script = "\n".join(["set -e", "umask 022", *make, install])
     locked = f"{python} -I -c {shlex.quote(ALONE)} {folder}/.installing {shlex.quote(script)}"
-    connection.operate(server.shell, commands=[f"{PATH}; {locked}"], timeout=INSTALL)
+    connection.operate(server.shell, commands=[f"{PATH}; {locked}"], timeout=LONG * connection.budget)
     # Wheels that are installed would take their space a second time; a repair sends those that it needs.
     _shell(connection, f"rm -rf {folder}/wheels {folder}/requirements.txt", timeout=SHORT)
 
@@ -177,7 +179,7 @@ def _besides(connection: Connection, root: Path, plan: Plan, step: Step) -> None
             f"bin/python -I -m pip --isolated --disable-pip-version-check --no-input uninstall -qy -- {names}"
         )
     script += [f"rm -f -- {shlex.quote(name)}" for name in step.gone if _is_below(name, "lib")]
-    _shell(connection, "\n".join(script), timeout=INSTALL)
+    _shell(connection, "\n".join(script), timeout=LONG * connection.budget)
 
 
 def _is_below(name: str, folder: str) -> bool:
@@ -210,7 +212,7 @@ def _labs(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
     for name in filter(is_safe, step.gone):
         script.append(f"rm -f {shlex.quote('labs/' + name)}")
         script.append(f"rmdir {shlex.quote(str(Path('labs', name).parent))} 2>/dev/null || :")
-    _shell(connection, "\n".join(script), stdin=packed.getvalue(), timeout=INSTALL)
+    _shell(connection, "\n".join(script), stdin=packed.getvalue(), timeout=LONG * connection.budget)
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:

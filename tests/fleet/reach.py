@@ -1,6 +1,8 @@
 """A program that reaches the hosts of an inventory: gevent changes the process it runs in, so tests start this one.
 
-python reach.py ROOM.toml BUDGET WORK [REACH]    prints {"rows": {name: {...}}, "cpu": seconds, "wall": seconds}
+python reach.py ROOM.toml BUDGET WORK [REACH [SILENCE]]
+
+It prints {"rows": {name: {...}}, "cpu": seconds, "wall": seconds}
 """
 
 from __future__ import annotations
@@ -63,6 +65,18 @@ def stay(connection: Connection, entry: Entry) -> Any:
     return connection.run("sleep 5; echo stayed").out
 
 
+def stop(connection: Connection, entry: Entry) -> Any:
+    """Two of the hosts freeze at work, one waiting for a command and one for an operation."""
+    from pyinfra.operations import server
+
+    freeze = "sudo -n pkill -STOP -x sshd; sleep 50"
+    if entry.name == "pc02":
+        connection.run(freeze)
+    elif entry.name == "pc03":
+        connection.operate(server.shell, commands=[freeze], timeout=50)
+    return stay(connection, entry)
+
+
 def glance(connection: Connection, entry: Entry) -> Any:
     connection.probe({"folder": entry.folder}, timeout=2)
 
@@ -89,8 +103,11 @@ def main() -> None:
             ended=lambda entry, how: told.append(entry.name),
         )  # fmt: skip
     else:
-        budget, reach = float(sys.argv[2]), float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
-        rows = ssh.each(room, room.hosts, work, budget=budget, reach=reach, ended=lambda e, how: told.append(e.name))
+        budget, reach, silence = float(sys.argv[2]), *map(float, (*sys.argv[4:], 0, 0)[:2])
+        rows = ssh.each(
+            room, room.hosts, work, budget=budget, reach=reach, silence=silence,
+            ended=lambda entry, how: told.append(entry.name),
+        )  # fmt: skip
     now = resource.getrusage(resource.RUSAGE_SELF)
     assert sorted(told) == sorted(rows)
     cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime

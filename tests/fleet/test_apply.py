@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import resource
 import shutil
 import signal
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,29 @@ def test_two_at_once_wait_for_each_other(world: World) -> None:
     assert [one.returncode for one in both] == [0, 0], said
     assert sum("waiting for it" in error for _, error in said) == 1
     assert sorted(bool(json.loads(out)[0]["changes"]) for out, _ in said) == [False, True]
+
+
+def test_a_terminal_has_a_live_table_of_as_many_hosts_as_it_has_lines_for(world: World) -> None:
+    world.spoil("rm start")
+    main, other = pty.openpty()
+    more = {"TERM": "xterm", "COLUMNS": "100", "LINES": "5"}
+    with subprocess.Popen(
+        command(world.inventory), cwd=world.checkout.root, env=environment(world.checkout, **more),
+        stdout=subprocess.PIPE, stderr=other, text=True,
+    ) as process:  # fmt: skip
+        os.close(other)
+        seen = b""
+        with suppress(OSError):  # the other end is closed
+            while part := os.read(main, 4096):
+                seen += part
+        rows = json.loads(process.communicate(timeout=60)[0])
+    os.close(main)
+    assert process.returncode == 0 and len(rows) == 4, seen
+    drawn = seen.decode().split("1 of 4 hosts are not shown")
+    assert len(drawn) > 2 and "\x1b[?25h" in drawn[-1], "drawn more than at its end, and the cursor is back"
+    assert any("pc01" in one and "start" in one for one in drawn[:-1]), "what is done there"
+    assert all(one.count("pc0") == 3 for one in drawn[:-1]), drawn
+    assert drawn[-2].count("OK") == 3, "the last one says how it ended"
 
 
 def test_what_an_admin_put_beside_the_labs_stays_and_a_dropped_lab_goes(world: World) -> None:
@@ -431,6 +455,36 @@ def test_an_image_comes_by_digest_through_the_rooms_cache(tmp_path: Path) -> Non
         assert drift.kinds(host.name) == ["image"] and drift.rows[host.name]["size"] == 0
         assert provision(checkout, inventory).code == 0
         assert provision(checkout, inventory, "--plan").code == 0
+
+
+FREEZE = """#!/bin/sh
+[ "$1" != pull ] || { sudo -n pkill -STOP -x sshd; exec sleep 600; }
+exec /usr/bin/docker "$@"
+"""
+
+
+def test_a_host_that_freezes_while_it_pulls_holds_up_no_other(tmp_path: Path) -> None:
+    """Two pull at once: the third does as soon as the second has ended, whatever becomes of the first."""
+    checkout = courses.make(tmp_path)
+    with registries.serve(tmp_path) as origin, rooms.hosts(0, docker=3) as room:
+        publish(checkout, origin)
+        inventory = room.write(tmp_path, target="cpu")
+        place = "/usr/local/bin/docker"
+        room["docker1"].sh(f"cat >{place} <<'END'\n{FREEZE}END\nchmod 755 {place}")
+        with subprocess.Popen(
+            command(inventory, "--wave=2", "--budget=100"), cwd=checkout.root, env=environment(checkout),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            assert process.stderr is not None
+            seen = ""
+            for line in process.stderr:
+                seen += line
+                if "docker2: OK" in seen and "docker3: OK" in seen:
+                    process.send_signal(signal.SIGINT)
+                    break
+            seen += process.stderr.read()
+        assert process.returncode == 130 and "docker1: TIMEOUT" not in seen, seen
+        assert seen.index("images: 3 hosts, 3.0 kB, 2 at once") < seen.index("docker1: image:"), seen
 
 
 def test_an_engine_is_installed_where_that_is_asked_for(tmp_path: Path) -> None:

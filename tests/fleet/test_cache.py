@@ -350,12 +350,19 @@ def test_provision_refuses_a_cold_cache_unless_told(rig: Rig, tmp_path: Path) ->
             check=False,
         )  # fmt: skip
 
-    with rig.run(), rooms.hosts(0, docker=1) as room:
-        (host,) = room.hosts
-        inventory = room.write(tmp_path, cache=rig.room.cache, target="cpu")
-        refused = invoke("provision")
-        assert refused.returncode == 7 and "invoke warm --inventory=" in refused.stderr, refused.stderr
+    with rig.run(), rooms.hosts(1, docker=1) as room:
+        host = room["docker1"]
+        inventory = room.write(tmp_path, cache=rig.room.cache, target="cpu", each={"pc01": {"engine": "venv"}})
+        refused = invoke("provision", "--json")
+        rows = {row["host"]: row for row in json.loads(refused.stdout)}
+        assert refused.returncode == 7 and rows["pc01"]["state"] == "OK" and rows["pc01"]["changes"], refused.stderr
+        assert rows["docker1"]["state"] == "FAILED" and "does not hold cpu" in rows["docker1"]["why"], rows
+        assert "invoke warm --inventory=" in rows["docker1"]["fix"] and "--limit=docker1" in rows["docker1"]["fix"]
         assert "labrig/cpu" not in host.sh("docker images"), "nothing was pulled"
+        again = invoke("provision")
+        assert again.returncode == 7 and "1 OK, 1 FAILED of 2" in again.stdout and "--cold" in again.stdout, (
+            again.stdout
+        )
         assert invoke("warm").returncode == 0
         rig.upstream.sent = 0
         done = invoke("provision")

@@ -39,8 +39,10 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(rooms.ROOT), **more}
 
 
-def reach(inventory: Path, work: str, budget: float = 20, limit: float = 0, **more: str) -> dict[str, Any]:
-    command = [sys.executable, str(HERE / "reach.py"), str(inventory), str(budget), work, str(limit)]
+def reach(
+    inventory: Path, work: str, budget: float = 20, limit: float = 0, silence: float = 0, **more: str
+) -> dict[str, Any]:
+    command = [sys.executable, str(HERE / "reach.py"), str(inventory), str(budget), work, str(limit), str(silence)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment(**more))
     assert done.returncode == 0 and not done.stderr, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -294,6 +296,17 @@ def test_a_host_is_reached_soon_or_given_up(room: rooms.Room, tmp_path: Path) ->
     assert found["rows"]["frozen1"]["state"] == "TIMEOUT" and found["rows"]["frozen1"]["seconds"] < 5, found
     assert found["rows"]["frozen1"]["why"] == "no answer within 3 s" and found["rows"]["frozen1"]["fix"]
     assert found["rows"]["pc01"]["value"] == "stayed\n" and found["wall"] < 15
+
+
+def test_a_host_that_stops_answering_is_given_up_and_one_that_works_is_not(room: rooms.Room, tmp_path: Path) -> None:
+    hosts = room.of("good")[:3]
+    try:
+        rows = reach(room.write(tmp_path, hosts), "stop", budget=60, silence=3)["rows"]
+    finally:
+        for host in hosts[1:]:
+            host.sh("pkill -CONT -x sshd")
+    assert states(rows) == {"pc01": "OK", "pc02": "TIMEOUT", "pc03": "TIMEOUT"}, rows
+    assert all("stopped answering, for 3 s" in rows[name]["why"] for name in ("pc02", "pc03")), rows
 
 
 def test_a_probe_may_have_less_time_than_the_host(room: rooms.Room, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,28 @@ def test_how_a_plan_and_an_apply_end(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == "1 OK of 1; 0 with changes, 0 bytes sent\n"
     apply.show([good, drift], planned=True)
     assert "labs: 1" in (out := capsys.readouterr().out) and out.endswith("1 with changes, 9 bytes to send\n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_live_table_is_drawn_seldom_and_is_no_longer_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much happens between two drawings; the last one says how it ended."""
+    pytest.importorskip("gevent")
+    for name, value in {"TERM": "xterm", "COLUMNS": "80", "LINES": "12"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    hosts = room(240).hosts
+    with apply.Board(hosts) as board:
+        for host in hosts:
+            board.doing(host.name, "asked")
+            board.doing(host.name, "labs: 1 of 71 files")
+        for host in hosts[:-1]:
+            board.end(Row(host.name, state=OK, changes=("labs: 1",)))
+    drawn = re.sub(r"\x1b\[[?\d;]*\w", "", terminal.getvalue()).split("230 of 240 hosts are not shown")
+    assert 2 <= len(drawn) <= 4, f"drawn {len(drawn) - 1} times"
+    last = drawn[-2].split("\n")[-11:-1]
+    assert [line.split()[0] for line in last] == [f"h{n}" for n in range(239, 229, -1)]
+    assert "labs: 1 of 71 files" in last[0] and "OK" in last[1], last
