@@ -8,6 +8,7 @@ make sockets and subprocesses gevent's (monkey-patching), so that is done here, 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import os
 import shlex
@@ -188,6 +189,7 @@ def _key(entry: Entry, jumps: _Jumps, known: Callable[[str], Sequence[str]], bud
     from paramiko import Transport
     from pyinfra.connectors.sshuserclient.client import SSHClient
 
+    _require_place(entry)
     # ~/.ssh/config may say another name, port or way.
     own = {"timeout": budget, **({"port": entry.port} if entry.port != PORT else {})}
     address, config, *_ = SSHClient().parse_config(entry.address, own, strict_host_key_checking="yes")
@@ -243,6 +245,22 @@ def configured(address: str) -> Mapping[str, Any]:
 
     own = client.get_ssh_config()
     return own.lookup(address) if own else {}
+
+
+def _require_place(entry: Entry) -> None:
+    """Raise Failure where ~/.ssh/config sends an IP address of the inventory to another machine."""
+    for address in filter(_is_ip, (entry.address, jump(entry)[1])):
+        other = str(configured(address).get("hostname", address))
+        if other != address:
+            why = f"~/.ssh/config sends {address} to another machine: HostName {other}"
+            raise Failure(FAILED, why, "take that HostName out there, or write in the inventory what is meant")
+
+
+def _is_ip(text: str) -> bool:
+    with suppress(ValueError):
+        ipaddress.ip_address(text)
+        return True
+    return False
 
 
 def become_cooperative() -> None:
@@ -420,6 +438,7 @@ def _worked(
     ctx_host.set(host)
     try:
         with _within(reach):
+            _require_place(entry)
             if entry.jump:
                 through = {**host.data.ssh_paramiko_connect_kwargs, "sock": jumps.channel(entry)}
                 host.data.ssh_paramiko_connect_kwargs = through
