@@ -149,9 +149,9 @@ def parse(data: Mapping[str, Any], file: str, text: str = "") -> tuple[Entry, ..
         )
     lines = lines_of(text, "host")
     if len(hosts) > MAX_HOSTS:
-        first = Table(file, f"[[host]] {MAX_HOSTS + 1}", lines[MAX_HOSTS] if len(lines) == len(hosts) else {})
+        over = Table(file, f"[[host]] {MAX_HOSTS + 1}", lines[MAX_HOSTS] if len(lines) == len(hosts) else {})
         raise UsageError(
-            f"{first.at()}: too many machines", found=str(len(hosts)), fix=f"at most {MAX_HOSTS}; split the file"
+            f"{over.at()}: too many machines", found=str(len(hosts)), fix=f"at most {MAX_HOSTS}; split the file"
         )
     entries: dict[str, Entry] = {}
     named: dict[str, Table] = {}
