@@ -177,6 +177,16 @@ def test_openssh_is_told_what_the_own_configuration_says(tmp_path: Path, own_con
     assert gate["identityfile"].split("\n") == keys and gate["proxycommand"] == "nc 10.0.7.1 100%%"
 
 
+def test_an_apply_is_no_way_out_where_ssh_does_not_get_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    wanted = SimpleNamespace(environment="cpu-0", target=None, lock=None)
+    plans: Any = [SimpleNamespace(entry=ENTRY, wanted=wanted)]
+    checked = suite.run(ROOM, plans, budget=5)["pc01"]
+    assert checked.record is None and checked.why == "checks: no ssh on this machine"
+    row = audit._proven(Row("pc01", state=OK), checked, "invoke provision")
+    assert (row.state, row.fix) == (FAILED, "install openssh-client")
+
+
 def test_hosts_that_the_checks_leave_out_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     wanted = SimpleNamespace(engine="venv", target=SimpleNamespace(name="cpu"), platform="linux_x86_64")
     locked = replace(ENTRY, name="pc02", password="env:ROOM_PASSWORD")  # noqa: S106 - a reference
