@@ -147,11 +147,12 @@ def parse(data: Mapping[str, Any], file: str, text: str = "") -> tuple[Entry, ..
         raise UsageError(
             f"{file} has no machines", found="no [[host]] table", fix="write [[host]], a table for each machine"
         )
-    if len(hosts) > MAX_HOSTS:
-        raise UsageError(
-            f"{file}: too many machines", found=str(len(hosts)), fix=f"at most {MAX_HOSTS}; split the file"
-        )
     lines = lines_of(text, "host")
+    if len(hosts) > MAX_HOSTS:
+        over = Table(file, f"[[host]] {MAX_HOSTS + 1}", lines[MAX_HOSTS] if len(lines) == len(hosts) else {})
+        raise UsageError(
+            f"{over.at()}: too many machines", found=str(len(hosts)), fix=f"at most {MAX_HOSTS}; split the file"
+        )
     entries: dict[str, Entry] = {}
     named: dict[str, Table] = {}
     dialled: dict[tuple[str, int, str], str] = {}

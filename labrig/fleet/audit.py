@@ -280,7 +280,7 @@ def _proven(row: Row, checked: suite.Checked | None, mend: str) -> Row:
     """A row with what the checks showed."""
     if checked is None or not checked.why:
         return row
-    return replace(row, state=FAILED, why=_and(row.why, checked.why), fix=_and(row.fix, mend if not row.fix else ""))
+    return replace(row, state=FAILED, why=_and(row.why, checked.why), fix=row.fix or checked.fix or mend)
 
 
 def _and(*words: str) -> str:

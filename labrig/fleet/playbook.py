@@ -22,7 +22,7 @@ from labrig import environment, home, inventory, wheelhouse
 from labrig.engines.venv import requirements_text
 from labrig.errors import FetchError, UsageError
 from labrig.files import EPOCH, copy_proven, write_atomically
-from labrig.fleet import apply, cache
+from labrig.fleet import apply, cache, ssh
 from labrig.fleet import plan as planning
 from labrig.fleet import wanted as wanting
 from labrig.fleet.plan import Course
@@ -143,17 +143,16 @@ def _variables(kind: Kind) -> dict[str, Any]:
 
 
 def _of_host(room: Room, entry: Entry) -> dict[str, Any]:
-    """How Ansible reaches a host; passwords stay references, and host keys strict."""
+    """How Ansible reaches a host; passwords stay references, and host keys strict, also of a machine on the way."""
     said: dict[str, Any] = {}
     if entry.address == LOCAL:
         said["ansible_connection"] = "local"
     else:
-        known = shlex.quote(str(room.known_hosts.absolute()))
         said["ansible_host"] = entry.address
-        said["ansible_ssh_common_args"] = (
-            f"-o UserKnownHostsFile={known} -o StrictHostKeyChecking=yes -o ForwardAgent=no"
-            + f" -o ProxyJump={entry.jump}" * bool(entry.jump)
-        )
+        known = f"UserKnownHostsFile={ssh.quoted(room.known_hosts.absolute())}"
+        options = [word for one in (known, "StrictHostKeyChecking=yes", "ForwardAgent=no") for word in ("-o", one)]
+        way = ["-o", f"ProxyCommand={ssh.through(entry, *options)}"] if entry.jump else []
+        said["ansible_ssh_common_args"] = shlex.join([*options, *way])
     said |= {"ansible_port": entry.port} if entry.port != 22 else {}
     said |= {"ansible_user": entry.user} if entry.user else {}
     said |= {"ansible_ssh_private_key_file": str(entry.key)} if entry.key else {}

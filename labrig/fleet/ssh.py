@@ -8,6 +8,7 @@ make sockets and subprocesses gevent's (monkey-patching), so that is done here, 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import os
 import shlex
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from labrig import inventory
-from labrig.errors import HostError, Interrupted
+from labrig.errors import HostError, Interrupted, UsageError
 from labrig.fleet import FAILED, TIMEOUT, UNREACHABLE, Answer, Connection, facts
 from labrig.fleet.facts import Facts
 from labrig.inventory import LOCAL, Entry, Room
@@ -34,6 +35,7 @@ from labrig.inventory import LOCAL, Entry, Room
 T = TypeVar("T")
 PARALLEL = 60  # hosts at once
 PORT = 22
+USUAL = ("id_ed25519", "id_ecdsa", "id_rsa")  # keys in ~/.ssh that are tried where none is named
 GRACE = 5.0  # seconds after which the agent ends itself on a host that was given up
 _CHUNK = 1 << 16
 _MOST_ERROR = 1 << 16  # bytes that are kept of what a command says on stderr
@@ -189,6 +191,7 @@ def _key(entry: Entry, jumps: _Jumps, known: Callable[[str], Sequence[str]], bud
     from paramiko import Transport
     from pyinfra.connectors.sshuserclient.client import SSHClient
 
+    _require_place(entry)
     # ~/.ssh/config may say another name, port or way.
     own = {"timeout": budget, **({"port": entry.port} if entry.port != PORT else {})}
     address, config, *_ = SSHClient().parse_config(entry.address, own, strict_host_key_checking="yes")
@@ -209,9 +212,57 @@ def command(entry: Entry) -> str:
     """How a person reaches that host by hand."""
     words = ["ssh"]
     words += ["-i", str(entry.key)] if entry.key else []
-    words += ["-J", entry.jump] if entry.jump else []
+    words += ["-o", f"ProxyCommand={through(entry)}"] if entry.jump and entry.key else []
+    words += ["-J", entry.jump] if entry.jump and not entry.key else []
     words += ["-p", str(entry.port)] if entry.port != PORT else []
     return shlex.join([*words, f"{entry.user}@{entry.address}" if entry.user else entry.address])
+
+
+def through(entry: Entry, *options: str) -> str:
+    """ssh's ProxyCommand through the machine on the way, with its key: ProxyJump hands neither keys nor options on."""
+    user, address, port = jump(entry)
+    words = ["ssh", *options]
+    words += ["-i", str(entry.key)] if entry.key else []
+    words += ["-p", str(port)] if port != PORT else []
+    words.append(f"{user}@{address}" if user else address)
+    return f"{shlex.join(words).replace('%', '%%')} -W '[%h]:%p'"
+
+
+def quoted(path: Path) -> str:
+    """A path as ssh_config(5) has it: there is no way to write a quote that all versions read, nor ``${``.
+
+    Raises:
+        UsageError: a path that cannot be written there.
+    """
+    text = str(path)
+    if not text.isprintable() or any(mark in text for mark in ('"', "\\", "${")):
+        found, fix = repr(text)[:200], 'name it without quotes, line ends, \\ and "${"'
+        raise UsageError("a path that cannot stand in ssh's configuration", found=found, fix=fix)
+    return '"' + text.replace("%", "%%") + '"'
+
+
+def configured(address: str) -> Mapping[str, Any]:
+    """What ~/.ssh/config says of an address: ssh_config(5)'s keys in small letters, those of key files with a list."""
+    from pyinfra.connectors.sshuserclient import client
+
+    own = client.get_ssh_config()
+    return own.lookup(address) if own else {}
+
+
+def _require_place(entry: Entry) -> None:
+    """Raise Failure where ~/.ssh/config sends an IP address of the inventory to another machine."""
+    for address in filter(_is_ip, (entry.address, jump(entry)[1])):
+        other = str(configured(address).get("hostname", address))
+        if other != address:
+            why = f"~/.ssh/config sends {address} to another machine: HostName {other}"
+            raise Failure(FAILED, why, "take that HostName out there, or write in the inventory what is meant")
+
+
+def _is_ip(text: str) -> bool:
+    with suppress(ValueError):
+        ipaddress.ip_address(text)
+        return True
+    return False
 
 
 def become_cooperative() -> None:
@@ -347,13 +398,13 @@ class _Jumps:
 
         user, address, port = jump(entry)
         login: dict[str, Any] = {"username": user} if user else {}
+        login |= {"port": port} if port != PORT else {}
         if entry.key and not _has_passphrase(entry.key):
             login["key_filename"] = str(entry.key)
         client = SSHClient()
         try:
             client.connect(
                 address,
-                port=port,
                 _pyinfra_ssh_forward_agent=False,
                 _pyinfra_ssh_known_hosts_file=str(self._room.known_hosts),
                 _pyinfra_ssh_strict_host_key_checking="yes",
@@ -395,6 +446,7 @@ def _worked(
     ctx_host.set(host)
     try:
         with _within(reach):
+            _require_place(entry)
             if entry.jump:
                 through = {**host.data.ssh_paramiko_connect_kwargs, "sock": jumps.channel(entry)}
                 host.data.ssh_paramiko_connect_kwargs = through
@@ -697,9 +749,7 @@ def _tried(entry: Entry) -> str:
     if entry.key:
         ways.append(f"the key {entry.key}" + (" (has a passphrase: ssh-add it)" if _has_passphrase(entry.key) else ""))
     else:
-        ways += [
-            f"~/.ssh/{file}" for file in ("id_ed25519", "id_ecdsa", "id_rsa") if (Path.home() / ".ssh" / file).exists()
-        ]
+        ways += [f"~/.ssh/{file}" for file in USUAL if (Path.home() / ".ssh" / file).exists()]
     if not entry.key or _has_passphrase(entry.key):
         ways.append("the agent's keys" if os.environ.get("SSH_AUTH_SOCK") else "no agent")
     if entry.password:

@@ -9,33 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labrig import checks, engines, verify
 from labrig.engines import Environment, Session
-from labrig.errors import HostError, LabrigError, UsageError
-from labrig.fleet import report
+from labrig.errors import HostError, LabrigError
+from labrig.fleet import report, ssh
 from labrig.fleet.plan import Plan
 from labrig.inventory import LOCAL, Entry, Room
 from labrig.verify import Record
 
 CONNECT = 20.0  # seconds
+GATEWAY = "+gateway"  # no host of a room can have that name
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What the checks of a host said: a record, or why there is none. ``why`` is empty where all is well."""
+    """What the checks of a host said: a record, or why there is none. ``why`` is empty where all is well; ``fix`` is
+    what mends it, where that is not an apply."""
 
     record: Record | None
     why: str
+    fix: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The record as `verify --json` prints one, or ``error``."""
@@ -44,8 +48,11 @@ class Checked:
 
 def sample(plans: Sequence[Plan], *, everywhere: bool) -> list[Plan]:
     """The native hosts to check: the first of each target and platform, or all. OpenSSH would ask a person for a
-    password, so hosts with one are left out."""
-    native = [one for one in plans if one.wanted and one.wanted.engine == "venv" and not one.entry.password]
+    password, so hosts with one are left out, which is said."""
+    native = [one for one in plans if one.wanted and one.wanted.engine == "venv"]
+    if locked := [one.entry.name for one in native if one.entry.password]:
+        print(f"checks: not on hosts with a password, only with keys: {', '.join(locked)[:300]}", file=sys.stderr)
+    native = [one for one in native if not one.entry.password]
     first: dict[tuple[str, str], Plan] = {}
     for one in native:
         if one.wanted:
@@ -70,7 +77,8 @@ def _check(room: Room, plan: Plan, budget: float) -> Checked:
         with _enter(room, plan) as session:
             record = verify.examine(session, require_device=True, timeout=budget)
     except LabrigError as error:
-        return Checked(None, f"checks: {report.clean(' '.join(filter(None, (error.what, error.found))))}")
+        why = report.clean(" ".join(filter(None, (error.what, error.found))))
+        return Checked(None, f"checks: {why}", error.fix or f"{ssh.command(plan.entry)} shows why")
     wrong = [f"{one.id}: {one.found}" for one in record.checks if one.status == checks.FAILED]
     return Checked(record, f"checks: {report.clean('; '.join(wrong))}" if wrong else "")
 
@@ -106,42 +114,64 @@ def _no_run(*_: object, **__: object) -> int:
 
 
 def ssh_config(room: Room, entry: Entry, socket: Path) -> str:
-    """How OpenSSH reaches a host: through one connection, with the room's host keys, also of a machine on the way, and
-    nothing of the user's own.
+    """How OpenSSH reaches a host: through one connection, with the room's host keys, also of a machine on the way; of
+    ~/.ssh/config with what fleet.ssh takes from it.
 
     Raises:
         UsageError: a path that cannot be written there.
     """
-    lines = {
-        "Host": entry.name,
-        "HostName": entry.address,
-        "Port": str(entry.port),
-        "User": entry.user,
-        "IdentityFile": _quoted(entry.key) if entry.key else "",
-        "IdentitiesOnly": "yes" if entry.key else "",
-        "ProxyJump": entry.jump,
-        "ControlPath": _quoted(socket),
-        "Host *": " ",
-        "UserKnownHostsFile": _quoted(room.known_hosts.absolute()),
-        "GlobalKnownHostsFile": "none",
-        "StrictHostKeyChecking": "yes",
-        "BatchMode": "yes",
-        "ForwardAgent": "no",
-        "ForwardX11": "no",
-        "ConnectTimeout": "10",
-        "ServerAliveInterval": "2",
-        "ServerAliveCountMax": "2",
-    }
-    return "".join(f"{key} {value}".strip() + "\n" for key, value in lines.items() if value)
+    lines = [("Host", entry.name), ("ControlPath", ssh.quoted(socket))]
+    lines.append(("ProxyJump", GATEWAY if entry.jump else ""))  # it stands before a ProxyCommand, so it counts
+    lines += _machine(entry.address, entry.port, entry.user, entry.key, only=True)
+    if entry.jump:
+        user, address, port = ssh.jump(entry)
+        lines += [("Host", GATEWAY), *_machine(address, port, user, entry.key, only=False)]
+    lines += [
+        ("Host", "*"),
+        ("UserKnownHostsFile", ssh.quoted(room.known_hosts.absolute())),
+        ("GlobalKnownHostsFile", "none"),
+        ("StrictHostKeyChecking", "yes"),
+        ("BatchMode", "yes"),
+        ("ForwardAgent", "no"),
+        ("ForwardX11", "no"),
+        ("ConnectTimeout", "10"),
+        ("ServerAliveInterval", "2"),
+        ("ServerAliveCountMax", "2"),
+    ]
+    return "".join(f"{key} {value}\n" for key, value in lines if value)
 
 
-def _quoted(path: Path) -> str:
-    """A path as ssh_config(5) has it: there is no way to write a quote that all versions read, nor ``${``."""
-    text = str(path)
-    if not text.isprintable() or any(mark in text for mark in ('"', "\\", "${")):
-        found, fix = repr(text)[:200], 'name it without quotes, line ends, \\ and "${"'
-        raise UsageError("a path that cannot stand in ssh's configuration", found=found, fix=fix)
-    return '"' + text.replace("%", "%%") + '"'
+def _machine(address: str, port: int, user: str, key: Path | None, *, only: bool) -> list[tuple[str, str]]:
+    """Place, user and keys of a machine. ``only``: a key that it has is the only one to try."""
+    own = ssh.configured(address)
+    only = only and key is not None
+    keys = [key] if key else []
+    keys += [] if only else [Path(one) for one in own.get("identityfile", ())]
+    if keys and not only:  # OpenSSH tries the usual ones only where none is named
+        keys += [one for name in ssh.USUAL if (one := Path.home() / ".ssh" / name).exists()]
+    agent = str(own.get("identityagent", ""))
+    return [
+        ("HostName", own.get("hostname", address)),
+        ("Port", str(port if port != ssh.PORT else own.get("port", port))),
+        ("User", user or own.get("user", "")),
+        *(("IdentityFile", ssh.quoted(one)) for one in keys),
+        *(("CertificateFile", ssh.quoted(Path(one))) for one in own.get("certificatefile", ())),
+        ("IdentitiesOnly", "yes" if only else ""),
+        ("IdentityAgent", ssh.quoted(Path(agent).expanduser()) if agent else ""),
+        ("ProxyCommand", _way(own)),
+    ]
+
+
+def _way(own: Mapping[str, Any]) -> str:
+    """The way to a machine that ~/.ssh/config says, as a ProxyCommand; its host keys are the user's own there."""
+    if "proxycommand" in own:
+        return str(own["proxycommand"])
+    *before, last = str(own.get("proxyjump", "")).split(",")
+    if not last:
+        return ""
+    words = ["ssh", "-F", str(Path.home() / ".ssh" / "config"), "-o", "BatchMode=yes", "-o", "ForwardAgent=no"]
+    words += ["-J", ",".join(before)] if before else []
+    return f"{shlex.join([*words, f'ssh://{last}']).replace('%', '%%')} -W '[%h]:%p'"
 
 
 @contextlib.contextmanager

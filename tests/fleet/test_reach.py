@@ -361,6 +361,24 @@ def test_ssh_s_own_configuration_is_honoured(room: rooms.Room, tmp_path: Path) -
     assert reach(inventory, "look", **variables)["rows"]["pc01"]["state"] == "OK"
 
 
+def test_an_ip_address_is_not_sent_elsewhere(room: rooms.Room, tmp_path: Path) -> None:
+    """By a line of ~/.ssh/config that was meant for other machines; neither as a host nor on the way to one."""
+    host, gate = room.of("good")[:2]
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "config").write_text("Host 10.255.*\n  HostName 127.0.0.1\n")
+    variables = {"HOME": str(tmp_path), "SSH_AUTH_SOCK": ""}
+    sent = {"pc01": {"address": "10.255.0.1"}, "pc02": {"jump": f"admin@10.255.0.2:{gate.port}"}}
+    inventory = room.write(tmp_path, [host, gate], each=sent)
+    rows = reach(inventory, "look", **variables)["rows"]
+    assert states(rows) == {"pc01": "FAILED", "pc02": "FAILED"}, rows
+    assert rows["pc01"]["why"] == "~/.ssh/config sends 10.255.0.1 to another machine: HostName 127.0.0.1"
+    assert "10.255.0.2" in rows["pc02"]["why"] and rows["pc02"]["fix"].startswith("take that HostName out")
+    before = inventory.with_suffix(".known_hosts").read_bytes()
+    done = invoke("keys", f"--inventory={inventory}", "--json", **variables)
+    assert done.returncode == 7 and {row["state"] for row in json.loads(done.stdout)} == {"FAILED"}, done.stdout
+    assert inventory.with_suffix(".known_hosts").read_bytes() == before
+
+
 def test_keys_are_collected_once(tmp_path: Path) -> None:
     with rooms.hosts(2, clones=1, refused=1) as own:
         inventory = own.write(tmp_path, keys=False)

@@ -244,7 +244,8 @@ def test_flags_that_do_not_go_together(cache: Path, good: Path, tmp_path: Path) 
         assert done.returncode == 2 and "Traceback" not in done.stderr and not done.stdout, (flags, done.stderr)
 
 
-def test_the_declared_checks_run_over_ssh(cache: Path, room: rooms.Room, good: Path) -> None:
+def test_the_declared_checks_run_over_ssh(cache: Path, room: rooms.Room, good: Path, tmp_path: Path) -> None:
+    """Also through a machine on the way, which takes the inventory's key as well."""
     document = verify(cache, good, "--deep")
     assert list(document["suites"]) == ["pc01"]  # one of its kind
     record = document["suites"]["pc01"]
@@ -253,9 +254,16 @@ def test_the_declared_checks_run_over_ssh(cache: Path, room: rooms.Room, good: P
     extra = f"{PACKAGES}/extra-1.0.dist-info"
     metadata = "Metadata-Version: 2.1\\nName: extra\\nVersion: 1.0\\n"
     room["pc02"].sh(f"mkdir {extra} && printf '{metadata}' >{extra}/METADATA")
-    row = verify(cache, good, "--deep=all", "--limit=pc02", code=7)["rows"]["pc02"]
+    address = room["pc02"].sh("hostname -I").split()[0]
+    own = {"address": address, "port": 22, "jump": f"admin@127.0.0.1:{room['pc01'].port}"}
+    behind = room.write(tmp_path, [room["pc02"]], each={"pc02": own}, target="cpu", engine="venv")
+    keys = [*room["pc01"].keys, *(f"{address} {line.partition(' ')[2]}" for line in room["pc02"].keys)]
+    behind.with_suffix(".known_hosts").write_text("".join(f"{line}\n" for line in keys))
+    document = verify(cache, behind, "--deep=all", code=7)
     room["pc02"].sh(f"rm -r {extra}")
+    row, record = document["rows"]["pc02"], document["suites"]["pc02"]
     assert row["state"] == FAILED and "extra" in row["why"]
+    assert record["failed"] == 1 and record["passed"] >= 7, record
 
 
 def test_labs_are_run_on_every_host_and_numbers_apart_are_named(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
+import subprocess
 import tarfile
 import tomllib
 from dataclasses import replace
@@ -317,7 +319,38 @@ def test_an_export_has_what_the_playbook_copies(exported: Path, tmp_path: Path) 
 def test_an_export_holds_no_password_and_strict_host_keys(exported: Path) -> None:
     text = "".join(file.read_text() for file in exported.rglob("*") if file.suffix in (".yml", ".cfg", ".json"))
     assert "geheim" not in text and "lookup(''env'', ''ROOM_PASSWORD'')" in text
-    assert text.count("StrictHostKeyChecking=yes") == 2 and "host_key_checking = True" in text
+    assert text.count("StrictHostKeyChecking=yes") == 3 and "host_key_checking = True" in text
+
+
+def test_openssh_takes_the_way_through_another_machine(exported: Path, tmp_path: Path) -> None:
+    """ProxyJump would hand neither the host keys nor the key to the ssh that reaches that machine."""
+    said = ansible.variables_of(ansible.read(exported / "hosts.yml"), "pc1")["ansible_ssh_common_args"]
+    known = f"{tmp_path}/room.known_hosts"
+    way = openssh([*shlex.split(said), "10.0.7.11"])
+    assert way["userknownhostsfile"] == known and way["stricthostkeychecking"] == "true"
+    words = shlex.split(way["proxycommand"].replace("%h", "10.0.7.11").replace("%p", "22").replace("%%", "%"))
+    gate = openssh(words[1:])
+    assert (gate["hostname"], gate["port"], gate["user"]) == ("gateway", "2200", "admin")
+    assert gate["userknownhostsfile"] == known and words[words.index("-i") + 1] == "/keys/lab key"
+    assert gate["stricthostkeychecking"] == "true" and gate["forwardagent"] == "no"
+
+
+def openssh(words: list[str]) -> dict[str, str]:
+    """What ssh -G says that it would do."""
+    done = subprocess.run(["ssh", "-F", "none", "-G", *words], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return {key: value for key, _, value in (line.partition(" ") for line in done.stdout.splitlines())}
+
+
+def test_whoever_gets_docker_may_use_it_before_it_is_used(exported: Path) -> None:
+    tasks = yaml.safe_load((exported / "playbook.yml").read_text())[1]["tasks"]
+    install = next(n for n, task in enumerate(tasks) if task.get("become"))
+    assert "labrig_install" in tasks[install]["when"] and "engine.rc" in tasks[install]["when"]
+    joined = tasks[install]["block"][-1]["ansible.builtin.user"]
+    assert joined["groups"] == ["docker"] and joined["append"] is True
+    assert tasks[install + 1]["ansible.builtin.meta"] == "reset_connection"
+    uses = [n for n, task in enumerate(tasks) if task.get("ansible.builtin.command", {}) and "images" in str(task)]
+    assert uses and min(uses) > install + 1
 
 
 def test_an_export_needs_to_know_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

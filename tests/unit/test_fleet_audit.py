@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,7 +20,7 @@ from labrig.inventory import Entry, Room
 
 ENTRY = Entry(
     "pc01", None, "cpu", "", "", "10.0.7.11", user="admin", port=2201, key=Path("/home/a b/key"),
-    jump="admin@gateway:22"
+    jump="admin@gateway:2200"
 )  # fmt: skip
 ROOM = Room(Path("/etc/room.toml"), (ENTRY,), "", Path("/etc/a room.known_hosts"))
 
@@ -114,25 +117,84 @@ def test_a_log_gets_changes_only() -> None:
     assert audit.changes(found(OK, TIMEOUT), found(OK, OK)) == ["pc01: TIMEOUT -> OK"]
 
 
-def test_openssh_understands_how_a_host_is_reached(tmp_path: Path) -> None:
-    """Asked of OpenSSH itself: ssh -G prints what it would do."""
-    config = tmp_path / "config"
-    config.write_text(suite.ssh_config(ROOM, ENTRY, tmp_path / "s"))
-    for name in ("pc01", "gateway"):
-        done = subprocess.run(["ssh", "-F", str(config), "-G", name], capture_output=True, text=True, timeout=30)
-        assert done.returncode == 0, done.stderr
-        asked = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+@pytest.fixture
+def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """~/.ssh/config of somebody who has none yet."""
+    from pyinfra.connectors.sshuserclient import client
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    client.get_ssh_config.cache.clear()
+    yield tmp_path / ".ssh" / "config"
+    client.get_ssh_config.cache.clear()
+
+
+def openssh(entry: Entry, name: str, folder: Path) -> dict[str, str]:
+    """What OpenSSH itself would do: ssh -G prints it; several keys with a line end."""
+    config = folder / "config"
+    config.write_text(suite.ssh_config(ROOM, entry, folder / "s"))
+    done = subprocess.run(["ssh", "-F", str(config), "-G", name], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    asked: dict[str, str] = {}
+    for key, _, value in (line.partition(" ") for line in done.stdout.splitlines()):
+        asked[key] = f"{asked[key]}\n{value}" if key in asked else value
+    return asked
+
+
+def test_openssh_understands_how_a_host_is_reached(tmp_path: Path, own_config: Path) -> None:
+    for name in ("pc01", suite.GATEWAY):
+        asked = openssh(ENTRY, name, tmp_path)
         assert asked["stricthostkeychecking"] == "true" and asked["batchmode"] == "yes", asked
         assert asked["forwardagent"] == "no" and asked["userknownhostsfile"] == "/etc/a room.known_hosts"
-        assert asked["serveraliveinterval"] == "2"
+        assert asked["serveraliveinterval"] == "2" and asked["identityfile"] == "/home/a b/key"
         if name == "pc01":
             assert (asked["hostname"], asked["port"], asked["user"]) == ("10.0.7.11", "2201", "admin")
-            assert asked["identityfile"] == "/home/a b/key" and asked["proxyjump"] == "admin@gateway:22"
+            assert asked["proxyjump"] == suite.GATEWAY and asked["identitiesonly"] == "yes"
             assert asked["controlpath"] == str(tmp_path / "s")
         else:
-            assert asked["hostname"] == "gateway" and "controlpath" not in asked
+            assert (asked["hostname"], asked["port"], asked["user"]) == ("gateway", "2200", "admin")
+            assert "proxyjump" not in asked and "controlpath" not in asked and asked["identitiesonly"] == "no"
 
 
-def test_a_key_of_nobody_is_openssh_s_own_choice() -> None:
+def test_openssh_is_told_what_the_own_configuration_says(tmp_path: Path, own_config: Path) -> None:
+    own_config.write_text(
+        "Host short\n  HostName 10.0.7.12\n  Port 2202\n  User me\n  IdentityFile ~/.ssh/lab\n"
+        "  ProxyJump first,you@gate:2200\n"
+        "Host gateway\n  HostName 10.0.7.1\n  User nobody\n  IdentityFile ~/.ssh/gate\n  ProxyCommand nc %h 100%%\n"
+    )
+    (tmp_path / ".ssh" / "id_rsa").touch()
+    alone = openssh(replace(ENTRY, address="short", port=22, user="", key=None, jump=""), "pc01", tmp_path)
+    assert (alone["hostname"], alone["port"], alone["user"]) == ("10.0.7.12", "2202", "me")
+    assert alone["identityfile"].split("\n") == [str(tmp_path / ".ssh" / name) for name in ("lab", "id_rsa")]
+    assert alone["proxycommand"].endswith("-J first ssh://you@gate:2200 -W '[%h]:%p'"), alone
+    assert f"-F {own_config} " in alone["proxycommand"]
+    both = replace(ENTRY, address="short", jump="gateway")
+    behind, gate = (openssh(both, name, tmp_path) for name in ("pc01", suite.GATEWAY))
+    assert behind["proxyjump"] == suite.GATEWAY and "proxycommand" not in behind and behind["port"] == "2201"
+    assert behind["identityfile"] == "/home/a b/key" and behind["user"] == "admin"
+    assert (gate["hostname"], gate["port"], gate["user"]) == ("10.0.7.1", "22", "nobody")
+    keys = ["/home/a b/key", *(str(tmp_path / ".ssh" / name) for name in ("gate", "id_rsa"))]
+    assert gate["identityfile"].split("\n") == keys and gate["proxycommand"] == "nc 10.0.7.1 100%%"
+
+
+def test_an_apply_is_no_way_out_where_ssh_does_not_get_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    wanted = SimpleNamespace(environment="cpu-0", target=None, lock=None)
+    plans: Any = [SimpleNamespace(entry=ENTRY, wanted=wanted)]
+    checked = suite.run(ROOM, plans, budget=5)["pc01"]
+    assert checked.record is None and checked.why == "checks: no ssh on this machine"
+    row = audit._proven(Row("pc01", state=OK), checked, "invoke provision")
+    assert (row.state, row.fix) == (FAILED, "install openssh-client")
+
+
+def test_hosts_that_the_checks_leave_out_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = SimpleNamespace(engine="venv", target=SimpleNamespace(name="cpu"), platform="linux_x86_64")
+    locked = replace(ENTRY, name="pc02", password="env:ROOM_PASSWORD")  # noqa: S106 - a reference
+    plans: Any = [SimpleNamespace(entry=entry, wanted=wanted) for entry in (locked, ENTRY)]
+    assert [one.entry.name for one in suite.sample(plans, everywhere=False)] == ["pc01"]
+    assert capsys.readouterr().err == "checks: not on hosts with a password, only with keys: pc02\n"
+
+
+def test_a_key_of_nobody_is_openssh_s_own_choice(own_config: Path) -> None:
     words = suite.ssh_config(ROOM, replace(ENTRY, key=None, user="", jump=""), Path("/s"))
     assert "Identit" not in words and "User " not in words and "ProxyJump" not in words
