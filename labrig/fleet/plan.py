@@ -292,7 +292,7 @@ def _docker(course: Course, entry: Entry, facts: Facts, wanted: Wanted) -> Seque
         if "nvidia" not in entry.install:
             raise Refused("containers there get no GPU: Docker has no NVIDIA runtime and no CDI device", GPU_FIX)
         _require_packages(facts, "the NVIDIA Container Toolkit", "docs.nvidia.com/datacenter/cloud-native")
-        steps.append(Step("nvidia", "NVIDIA Container Toolkit", sudo=True))
+        steps.append(Step("nvidia", "NVIDIA Container Toolkit; restarts Docker, which ends what runs in it", sudo=True))
     return steps
 
 

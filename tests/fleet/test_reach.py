@@ -385,6 +385,34 @@ def test_keys_are_collected_once(tmp_path: Path) -> None:
         assert reach(inventory, "look")["rows"]["pc02"]["state"] == "OK"
 
 
+# A repository of one package in the place of NVIDIA's, and no init: what they are told is noted.
+REPOSITORY = r"""
+for one in curl wget; do ! command -v $one || exit 1; done
+mkdir -p /repository/it/DEBIAN /repository/it/usr/bin
+cd /repository
+echo 'a key' >key
+for one in it/usr/bin/nvidia-ctk /usr/local/bin/systemctl; do
+    printf '#!/bin/sh\necho "${0##*/} $*" >>/told\n' >$one
+    chmod 755 $one
+done
+printf '%s: %s\n' Package nvidia-container-toolkit Version 1 Architecture all Maintainer a@example.org \
+    Description a >it/DEBIAN/control
+dpkg-deb --build it it.deb >/dev/null
+{ cat it/DEBIAN/control; echo "Filename: ./it.deb"; echo "Size: $(stat -c %s it.deb)"; \
+  echo "SHA256: $(sha256sum it.deb | cut -d' ' -f1)"; } >Packages
+"""
+
+
+def test_a_toolkit_is_installed_on_a_host_that_cannot_download(room: rooms.Room, tmp_path: Path) -> None:
+    host = room.of("good")[0]
+    host.sh(REPOSITORY)
+    row = reach(room.write(tmp_path, [host]), "equip", budget=150)["rows"]["pc01"]
+    assert row["state"] == "OK", row
+    assert host.sh("cat /usr/share/keyrings/nvidia-container-toolkit.asc") == "a key\n"
+    told = ["nvidia-ctk runtime configure --runtime=docker", "systemctl restart docker"]
+    assert host.sh("cat /told").splitlines() == told
+
+
 def test_many_hosts_cost_little_each(tmp_path: Path) -> None:
     with rooms.hosts(6, logical=8) as many:
         found = reach(many.write(tmp_path), "look", budget=120)

@@ -355,7 +355,7 @@ def test_containers_without_gpus_get_the_toolkit_or_a_reason(course: Course) -> 
     refused = plan.compare(course, entry(target="cuda", engine="docker"), has)
     assert "containers there get no GPU" in refused.refused and 'install = ["nvidia"]' in refused.fix
     found = plan.compare(course, entry(target="cuda", engine="docker", install=("nvidia",)), has)
-    assert kinds(found) == ["nvidia", "image", "start", "note"]
+    assert kinds(found) == ["nvidia", "image", "start", "note"] and "restarts Docker" in found.steps[0].what
 
 
 # --- what wheels say --------------------------------------------------------------------------------------------------
