@@ -367,7 +367,7 @@ print("held", flush=True)
 while subprocess.run(["pgrep", "-f", "configure -a"], stdout=subprocess.DEVNULL).returncode:
     time.sleep(0.1)
 for file in files:
-    time.sleep(3)
+    time.sleep(2)
     file.close()
 """
 
