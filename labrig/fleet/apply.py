@@ -29,7 +29,7 @@ from labrig.inventory import AUTO, LOCAL, Entry, Room, local, read
 from labrig.progress import megabytes
 
 ASK, APPLY = 60.0, 1800.0  # seconds that a host has, to answer and to be changed
-MOST_HOSTS = 2000  # in one run: half a minute of the controller's CPU, and an hour of a room's patience
+MOST_HOSTS = 2000  # in one run: a minute of the controller's CPU, and an hour of a room's patience
 LOGINS = 2  # times that a host is taken up again after its engine was installed
 BEFORE = ("docker", "nvidia", "python", "folder")  # steps that change nothing in the folder
 COLUMNS = ("host", "target", "state", "changes", "bytes", "why, and what to do")
