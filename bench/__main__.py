@@ -173,9 +173,14 @@ def main() -> None:
         "hub": hub.bench_hub,
     }
     for part in [options.part] if options.part else PARTS:
-        where = (
-            f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        # A room's machines get an environment of their own, which the part describes.
+        applied = (
             f"target {todo.target.name} ({len(todo.lock.wheels)} wheels, {todo.lock.size / 1e6:.0f} MB), "
+            if part != "fleet"
+            else "3 tiny wheels and 4 lab files on each host, "
+        )
+        where = (
+            f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores, {applied}"
             f"{options.runs} run{'s' * (options.runs > 1)} each in turn"
         )
         text = f"{where}\n\n{measured[part](options.runs)}"

@@ -19,6 +19,7 @@ from typing import Any
 
 from bench import publishing
 from bench.clock import INVOKE, ROOT, measure, run
+from bench.labs import MISSED, limit
 from labrig import blobs, daemon, home, inventory, oci, published, registry
 from labrig.fleet import cache, mirror
 from labrig.progress import megabytes
@@ -28,20 +29,34 @@ ANSIBLE = "ansible-core<2.20"  # the newest for Python 3.11
 LAYERS = (20, 9, 3)  # megabytes of noise
 CLIENTS = 8
 MB = 1_000_000
+# Issue 9: what a room must hold. CPU seconds are the controller's, from the start of its Python on.
+APPLY_CPU_S, TIMES_LESS, HOST_CPU_MS, CROWD_S, EDIT_MB, HERD = 2, 5, 30, 60, 1, 4
+CROWD = 1000
+APPLIED = (
+    "Each host gets 3 wheels of some kB, one of them a stand-in for torch, and 4 lab files: with a real environment a "
+    "probe costs more, on the hosts above all. From the registry: bytes of blobs without manifests, to skopeo."
+)
 
 
 def bench_fleet(runs: int) -> str:
-    """All figures, in Markdown."""
+    """All figures, in Markdown. Where a limit is missed the benchmark ends with them."""
     if not (asked := daemon.ask()).version:
         return f"Not measured: {asked.why_not}."
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "fleet")]
+    limits: list[str] = []
     with tempfile.TemporaryDirectory(prefix="labrig-bench-", dir=home.root()) as folder:
         place = Path(folder)
-        parts = [_second_apply(place, runs), _many(place), _edit(place), _herd(place)]
-    return "\n\n".join(parts)
+        parts = [
+            _second_apply(place, runs, limits), _many(place, limits), _crowd(place, limits), _edit(place, limits),
+            _herd(place, limits),
+        ]  # fmt: skip
+    text = "\n\n".join([APPLIED, *parts, "\n".join(["| limit | held | figure |", "|---|---|---|", *limits])])
+    if MISSED in text:
+        sys.exit(f"{text}\n\na limit was missed; the figures are not kept")
+    return text
 
 
-def _second_apply(place: Path, runs: int) -> str:
+def _second_apply(place: Path, runs: int, limits: list[str]) -> str:
     """Four hosts that have all they should have, by `invoke provision` and by the exported playbook."""
     import courses
     import rooms
@@ -73,28 +88,58 @@ def _second_apply(place: Path, runs: int) -> str:
     for timing in (own, other):
         spread = f"{timing.median:.1f} ({min(timing.wall):.1f}-{max(timing.wall):.1f})"
         lines.append(f"| {timing.name} | {spread} | {statistics.median(timing.cpu):.2f} |")
-    wall, cpu = other.median / own.median, statistics.median(other.cpu) / statistics.median(own.cpu)
-    lines.append(f"| times less | {wall:.1f} | {cpu:.1f} |")
+    mine, theirs = statistics.median(own.cpu), statistics.median(other.cpu)
+    lines.append(f"| times less | {other.median / own.median:.1f} | {theirs / mine:.1f} |")
+    limits += [
+        limit(f"second apply of 4 hosts at most {APPLY_CPU_S} CPU s", mine, APPLY_CPU_S, "s, median"),
+        limit(f"at least {TIMES_LESS} times less than ansible-core", theirs / mine, TIMES_LESS, "times", least=True),
+    ]
     return "\n".join(lines)
 
 
-def _many(place: Path) -> str:
-    """240 hosts: names of 12 machines, each reached by itself."""
+def _many(place: Path, limits: list[str]) -> str:
+    """240 hosts, which are names of 12 machines that have everything, each reached and judged by itself."""
+    import courses
     import rooms
 
+    checkout = courses.make(place / "many")
+    there = {"LABRIG_CACHE": str(checkout.cache)}
     with rooms.hosts(12, logical=20) as room:
         file = room.write(place, name="many", engine="venv", target="cpu")
-        said = json.loads(run(sys.executable, ROOT / "tests" / "fleet" / "reach.py", file, "120", "look"))
-    bad = [name for name, how in said["rows"].items() if how["state"] != "OK"]
-    _require(len(said["rows"]) == 240 and not bad, bad)
-    each = 1000 * said["cpu"] / 240
+        first = ",".join(host.name for host in room.hosts if host.name.endswith("n00"))
+        run(INVOKE, "provision", f"--inventory={file}", f"--limit={first}", cwd=checkout.root, **there)
+        said: list[str] = []
+        ask = [INVOKE, "provision", f"--inventory={file}", "--plan", "--budget=180", "--json"]
+        (timing,) = measure({"240 hosts": lambda: said.append(run(*ask, cwd=checkout.root, **there))}, 1)
+    rows = json.loads(said[0])
+    bad = [row for row in rows if row["state"] != "OK"]
+    _require(len(rows) == 240 and not bad, bad)
+    each = 1000 * timing.cpu[0] / 240
+    limits.append(limit(f"240 hosts at most {HOST_CPU_MS} CPU ms each", each, HOST_CPU_MS, "ms"))
     return (
-        "| probe of 240 hosts on 12 machines | |\n|---|---|\n"
-        f"| controller CPU a host | {each:.0f} ms |\n| wall | {said['wall']:.1f} s |\n| rows lost | 0 |"
+        "| `invoke provision --plan` of 240 hosts on 12 machines, the whole command | |\n|---|---|\n"
+        f"| controller CPU a host | {each:.0f} ms |\n| wall | {timing.median:.1f} s |\n| rows lost | 0 |"
     )
 
 
-def _edit(place: Path) -> str:
+def _crowd(place: Path, limits: list[str]) -> str:
+    """A thousand hosts whose answers are made up (tests/crowd.py): all that is done with them but ssh."""
+    import courses
+
+    checkout = courses.make(place / "crowd")
+    shown: list[str] = []
+    ask = [sys.executable, ROOT / "tests" / "crowd.py", checkout.root, str(CROWD)]
+    there = {"LABRIG_CACHE": str(checkout.cache), "PYTHONPATH": str(ROOT)}
+    (timing,) = measure({f"{CROWD} simulated": lambda: shown.append(run(*ask, **there))}, 1)
+    _require(int(shown[0]) == CROWD, shown)
+    limits.append(limit(f"{CROWD} simulated hosts under {CROWD_S} s", timing.median, CROWD_S, "s of wall"))
+    return (
+        f"| {CROWD} hosts without ssh, from what they printed to all forms of the report | |\n|---|---|\n"
+        f"| CPU | {timing.cpu[0]:.1f} s |\n| wall | {timing.median:.1f} s |\n| rows lost | 0 |"
+    )
+
+
+def _edit(place: Path, limits: list[str]) -> str:
     """What came in at each of eight machines, by the count of its network card, for an edited lab."""
     import courses
     import rooms
@@ -111,24 +156,29 @@ def _edit(place: Path) -> str:
         rows = json.loads(run(INVOKE, "provision", f"--inventory={file}", "--json", cwd=checkout.root, **there))
         each = [int(host.sh(received)) - was for host, was in zip(room.hosts, before, strict=True)]
     _require(all(row["changes"] for row in rows), rows)
+    limits.append(limit(f"an edited lab at most {EDIT_MB} MB a host", max(each) / MB, EDIT_MB, "MB"))
     return (
         f"| a lab was edited, {CLIENTS} hosts | |\n|---|---|\n"
         f"| received by a host, all of ssh included | {max(each) / 1000:.0f} kB at most |"
     )
 
 
-def _herd(place: Path) -> str:
+def _herd(place: Path, limits: list[str]) -> str:
     """Eight clients at once, before and after `invoke warm`: the bytes of blobs that came from the registry."""
-    found = {}
+    found, cold, warmed = {}, f"{CLIENTS} pulls at once from a cold cache", f"{CLIENTS} pulls at once after it"
     with publishing._cache(place / "home"):
         with _rig(place / "cold") as (upstream, room, image):
-            found[f"{CLIENTS} pulls at once from a cold cache"] = _pull_together(upstream, room, image, place / "1")
+            found[cold] = _pull_together(upstream, room, image, place / "1")
         with _rig(place / "warm") as (upstream, room, image):
             said = json.loads(run(sys.executable, "-c", WARM, place / "warm", room.path))
             _require(said["held"] == said["size"], said)
             found["invoke warm itself"] = upstream.sent
-            found[f"{CLIENTS} pulls at once after it"] = _pull_together(upstream, room, image, place / "2")
+            found[warmed] = _pull_together(upstream, room, image, place / "2")
     size = image.size
+    limits += [
+        limit(f"{CLIENTS} pulls after warm: no blob from the registry", found[warmed], 0, "bytes"),
+        limit(f"at least {HERD} times the image without", found[cold] / size, HERD, "times", least=True),
+    ]
     lines = [
         f"| an image of {megabytes(size)} through the room's cache | from the registry | times the image |",
         "|---|---|---|",

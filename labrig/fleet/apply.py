@@ -30,7 +30,7 @@ from labrig.progress import megabytes
 
 ASK, APPLY = 60.0, 1800.0  # seconds that a host has, to answer and to be changed
 SILENCE = 120.0  # seconds without an answer of its sshd, after which a host is not waited for; it may be at work
-MOST_HOSTS = 2000  # in one run: half a minute of the controller's CPU, and an hour of a room's patience
+MOST_HOSTS = 2000  # in one run: a minute of the controller's CPU, and an hour of a room's patience
 REDRAW = 0.25  # seconds between two drawings of the live table
 LOGINS = 2  # times that a host is taken up again after its engine was installed
 BEFORE = ("docker", "nvidia", "python", "folder")  # steps that change nothing in the folder

@@ -315,7 +315,7 @@ def _docker(entry: Entry, facts: Facts, wanted: Wanted) -> Sequence[Step]:
         if "nvidia" not in entry.install:
             raise Refused("containers there get no GPU: Docker has no NVIDIA runtime and no CDI device", GPU_FIX)
         _require_packages(facts, "the NVIDIA Container Toolkit", "docs.nvidia.com/datacenter/cloud-native")
-        steps.append(Step("nvidia", "NVIDIA Container Toolkit", sudo=True))
+        steps.append(Step("nvidia", "NVIDIA Container Toolkit; restarts Docker, which ends what runs in it", sudo=True))
     return steps
 
 

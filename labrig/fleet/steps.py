@@ -36,6 +36,30 @@ ALONE = (
     "import fcntl, os, sys; held = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600); "
     "fcntl.flock(held, fcntl.LOCK_EX); os.set_inheritable(held, True); os.execvp('sh', ['sh', '-c', sys.argv[2]])"
 )
+# Packages, also where whoever installed some last was killed in it. An apt that goes on, or the machine's own nightly
+# one, holds a lock, and is waited for: apt's DPkg::Lock::Timeout is not for its lists, and dpkg has none. What was
+# broken off is configured, or unpacked again (apt does that without packages only); nothing is removed for it.
+INSTALL_PACKAGES = r"""
+set -e
+LC_ALL=C DEBIAN_FRONTEND=noninteractive; export LC_ALL DEBIAN_FRONTEND
+left=@WAIT@
+patiently() {
+    until said=$("$@" 2>&1 </dev/null); do
+        case $said in
+            *"Could not get lock"*|*"locked by another process"*) [ "$left" -gt 0 ] ;;
+            *) false ;;
+        esac || { printf '%s\n' "$said" >&2; return 1; }
+        left=$((left - 2)); sleep 2
+    done
+}
+patiently dpkg --force-confdef --force-confold --configure -a || :
+patiently apt-get update -qq
+for packages in '' @PACKAGES@; do
+    patiently apt-get install -qq --no-install-recommends --no-remove --fix-broken \
+        -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold $packages
+done
+"""
+LOCKED = 600  # seconds that all locks together are waited for
 # docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html, "With apt"
 TOOLKIT_KEY = "https://nvidia.github.io/libnvidia-container/gpgkey"
 TOOLKIT_LIST = (
@@ -60,11 +84,9 @@ def begin(connection: Connection, plan: Plan) -> None:
 
 
 def _docker(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
-    from pyinfra.operations import apt, server
+    from pyinfra.operations import server
 
-    connection.operate(
-        apt.packages, packages=["docker.io"], update=True, no_recommends=True, sudo=True, timeout=PACKAGES
-    )
+    _install(connection, "docker.io")
     commands = ["if [ -d /run/systemd/system ]; then systemctl enable --now docker; fi"]
     if plan.facts.user != "root":
         commands.append(f"usermod -aG docker {shlex.quote(plan.facts.user)}")
@@ -72,28 +94,31 @@ def _docker(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
 
 
 def _nvidia(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
-    from pyinfra.operations import apt, files, server
+    from pyinfra.operations import files, server
 
+    _install(connection, "ca-certificates", "curl")  # for the download, and for apt's of the same place
     keyring, listed = "/usr/share/keyrings/nvidia-container-toolkit.asc", "/etc/apt/sources.list.d/nvidia-toolkit.list"
     connection.operate(files.download, src=TOOLKIT_KEY, dest=keyring, mode="644", sudo=True, timeout=SHORT)
     architecture = {"x86_64": "amd64", "aarch64": "arm64"}[plan.facts.host.arch]
     line = TOOLKIT_LIST.replace("$(ARCH)", architecture)
     connection.operate(files.put, src=io.StringIO(line + "\n"), dest=listed, mode="644", sudo=True, timeout=SHORT)
-    connection.operate(
-        apt.packages, packages=["nvidia-container-toolkit"], update=True, no_recommends=True, sudo=True,
-        timeout=PACKAGES,
-    )  # fmt: skip
+    _install(connection, "nvidia-container-toolkit")
+    # The engine looks for the toolkit when it starts: read anew, its settings alone would not make --gpus known to it.
     commands = ["nvidia-ctk runtime configure --runtime=docker", "systemctl restart docker"]
     connection.operate(server.shell, commands=commands, sudo=True, timeout=PACKAGES)
 
 
 def _python(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
-    from pyinfra.operations import apt
-
     assert plan.wanted is not None  # noqa: S101 - a plan with steps has it
     minor = plan.wanted.target.python
-    packages = [f"python{minor}", f"python{minor}-venv"]
-    connection.operate(apt.packages, packages=packages, update=True, no_recommends=True, sudo=True, timeout=PACKAGES)
+    _install(connection, f"python{minor}", f"python{minor}-venv")
+
+
+def _install(connection: Connection, *packages: str) -> None:
+    from pyinfra.operations import server
+
+    script = INSTALL_PACKAGES.replace("@WAIT@", str(LOCKED)).replace("@PACKAGES@", shlex.quote(" ".join(packages)))
+    connection.operate(server.shell, commands=[script], sudo=True, timeout=PACKAGES)
 
 
 def _folder(connection: Connection, root: Path, plan: Plan, step: Step) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from labrig import inventory
-from labrig.fleet import Connection, facts, ssh
+from labrig.fleet import Connection, facts, ssh, steps
+from labrig.fleet.plan import Plan, Step
 from labrig.inventory import Entry
 
 
@@ -89,6 +90,13 @@ def stumble(connection: Connection, entry: Entry) -> Any:
     if entry.name.endswith("1"):
         raise RuntimeError("a bug in the work")
     return connection.run("echo on").out
+
+
+def equip(connection: Connection, entry: Entry) -> Any:
+    """The step "nvidia", with the host's own folder in the place of NVIDIA's, which not every machine reaches."""
+    steps.TOOLKIT_KEY, steps.TOOLKIT_LIST = "file:///repository/key", "deb [trusted=yes] file:/repository ./"
+    seen = facts.parse(connection.probe({"folder": entry.folder}))
+    steps.carry_out(connection, Path(), Plan(entry, seen, None, ()), Step("nvidia", ""))
 
 
 def main() -> None:

@@ -365,15 +365,58 @@ def local(checkout: courses.Checkout, **variables: str) -> Ran:
     return provision(checkout, "--host=@local", **variables)
 
 
+# As a controller that was killed may leave a host: dpkg killed in one package (its own child does that, once), another
+# unpacked without what it depends on.
+BROKEN_OFF = r"""
+apt-get purge -y -qq python3-venv python3.11-venv >/dev/null 2>&1
+cd "$(mktemp -d)"
+mkdir -p killed/DEBIAN late/DEBIAN
+printf '%s\n' Version:\ 1 Architecture:\ all Maintainer:\ a@example.org Description:\ a >common
+{ echo Package: killed; cat common; } >killed/DEBIAN/control
+{ echo Package: late; echo Depends: python3-venv; cat common; } >late/DEBIAN/control
+printf '#!/bin/sh\nmkdir /broken-off 2>/dev/null && kill -9 $PPID || :\n' >killed/DEBIAN/postinst
+chmod 755 killed/DEBIAN/postinst
+for one in killed late; do dpkg-deb --build $one >/dev/null; done
+dpkg --unpack late.deb >/dev/null
+! dpkg --install killed.deb >/dev/null 2>&1
+apt-get install -y python3.11-venv 2>&1 | grep 'dpkg was interrupted'
+"""
+# And its apt goes on: it has the locks until somebody waits, and then for seconds, one after the other.
+HOLD = """
+import fcntl, subprocess, time
+files = [open(name, "w") for name in ("/var/lib/dpkg/lock-frontend", "/var/lib/apt/lists/lock")]
+for file in files:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+print("held", flush=True)
+while subprocess.run(["pgrep", "-f", "configure -a"], stdout=subprocess.DEVNULL).returncode:
+    time.sleep(0.1)
+for file in files:
+    time.sleep(2)
+    file.close()
+"""
+
+
 def test_a_python_that_makes_no_environments_is_completed(tmp_path: Path) -> None:
+    """Also where packages were broken off, and apt is busy."""
     checkout = courses.make(tmp_path)
-    with rooms.hosts(1) as room:
-        room["pc01"].sh("apt-get purge -y -qq python3-venv python3.11-venv >/dev/null 2>&1")
+    with rooms.hosts(1) as room, busy(room["pc01"]) as holder:
         inventory = room.write(tmp_path, target="cpu", engine="venv")
         plan = provision(checkout, inventory, "--plan")
         assert plan.kinds("pc01")[:2] == ["python (sudo)", "folder (sudo)"], plan.rows
         ran = provision(checkout, inventory)
         assert ran.code == 0 and ran.states() == {"pc01": "OK"}, (ran.rows, ran.said)
+        assert holder.wait(30) == 0 and not room["pc01"].sh("dpkg --audit; ls /var/lib/dpkg/updates")
+        assert room["pc01"].sh("dpkg-query -W -f '${db:Status-Abbrev}' killed late").split() == ["ii", "ii"]
+
+
+@contextmanager
+def busy(host: rooms.Host) -> Iterator[subprocess.Popen[str]]:
+    """The host as it was left, and what holds its locks."""
+    assert "dpkg was interrupted" in host.sh(BROKEN_OFF)
+    holding = ["docker", "exec", host.container, "python3", "-c", HOLD]
+    with subprocess.Popen(holding, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        yield holder
 
 
 def test_the_real_torch_arrives_whole(tmp_path: Path) -> None:

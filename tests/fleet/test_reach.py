@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -416,11 +417,48 @@ def test_keys_are_collected_once(tmp_path: Path) -> None:
         assert reach(inventory, "look")["rows"]["pc02"]["state"] == "OK"
 
 
+# A repository of one package in the place of NVIDIA's, and no init: what they are told is noted.
+REPOSITORY = r"""
+for one in curl wget; do ! command -v $one || exit 1; done
+mkdir -p /repository/it/DEBIAN /repository/it/usr/bin
+cd /repository
+echo 'a key' >key
+for one in it/usr/bin/nvidia-ctk /usr/local/bin/systemctl; do
+    printf '#!/bin/sh\necho "${0##*/} $*" >>/told\n' >$one
+    chmod 755 $one
+done
+printf '%s: %s\n' Package nvidia-container-toolkit Version 1 Architecture all Maintainer a@example.org \
+    Description a >it/DEBIAN/control
+dpkg-deb --build it it.deb >/dev/null
+{ cat it/DEBIAN/control; echo "Filename: ./it.deb"; echo "Size: $(stat -c %s it.deb)"; \
+  echo "SHA256: $(sha256sum it.deb | cut -d' ' -f1)"; } >Packages
+"""
+
+
+def test_a_toolkit_is_installed_on_a_host_that_cannot_download(room: rooms.Room, tmp_path: Path) -> None:
+    host = room.of("good")[0]
+    host.sh(REPOSITORY)
+    row = reach(room.write(tmp_path, [host]), "equip", budget=150)["rows"]["pc01"]
+    assert row["state"] == "OK", row
+    assert host.sh("cat /usr/share/keyrings/nvidia-container-toolkit.asc") == "a key\n"
+    told = ["nvidia-ctk runtime configure --runtime=docker", "systemctl restart docker"]
+    assert host.sh("cat /told").splitlines() == told
+
+
 def test_many_hosts_cost_little_each(tmp_path: Path) -> None:
+    """The whole command, Python's start included. The benchmark holds 240 of them to 30 ms each; here fewer share that
+    start, and a slow machine needs more: the limit only notices what is out of all proportion."""
     with rooms.hosts(6, logical=8) as many:
-        found = reach(many.write(tmp_path), "look", budget=120)
-    assert states(found["rows"]) == {host.name: "OK" for host in many.hosts} and len(many.hosts) == 48
-    assert found["cpu"] / 48 <= 0.030, f"{found['cpu'] / 48 * 1000:.0f} ms a host"
+        inventory = many.write(tmp_path, target="cpu", engine="venv")
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = invoke("provision", f"--inventory={inventory}", "--plan", "--json", "--budget=180")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    rows = {row["host"]: row for row in json.loads(done.stdout)}
+    assert done.returncode == 8 and len(rows) == 48, done.stderr
+    assert states(rows) == {host.name: "DRIFT" for host in many.hosts}
+    each = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / len(rows)
+    print(f"{1000 * each:.0f} ms of CPU a host")
+    assert each <= 0.120, f"{1000 * each:.0f} ms a host"
 
 
 def test_an_engine_on_a_host(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import courses
+import crowd
 import pytest
 import registries
 import samples
@@ -26,7 +27,7 @@ from labrig.fleet.plan import Course, Plan
 from labrig.host import Gpu, Host
 from labrig.inventory import Entry, Room
 
-DEBIAN = Host("linux", "x86_64", os_version="Debian GNU/Linux 12", libc="glibc 2.36", python="3.11.2")
+DEBIAN = crowd.DEBIAN
 CARD = Gpu("NVIDIA GeForce RTX 3060", "8.6", 12288)
 
 
@@ -468,7 +469,7 @@ def test_containers_without_gpus_get_the_toolkit_or_a_reason(course: Course) -> 
     refused = plan.compare(course, entry(target="cuda", engine="docker"), has)
     assert "containers there get no GPU" in refused.refused and 'install = ["nvidia"]' in refused.fix
     found = plan.compare(course, entry(target="cuda", engine="docker", install=("nvidia",)), has)
-    assert kinds(found) == ["nvidia", "image", "start", "note"]
+    assert kinds(found) == ["nvidia", "image", "start", "note"] and "restarts Docker" in found.steps[0].what
 
 
 # --- what wheels say --------------------------------------------------------------------------------------------------
@@ -525,3 +526,13 @@ def test_a_request_names_what_there_may_be(course: Course) -> None:
     assert asked["images"] == [samples.published("cpu").image]
     everything = course.request(entry(target="auto"))
     assert len(everything["environments"]) > 2
+
+
+def test_no_row_of_a_thousand_hosts_is_lost(course: Course) -> None:
+    """From what each printed to every form of the report."""
+    rows = crowd.rows_of(course.root, 1000)
+    assert [row.host for row in rows] == [f"pc{number:04}" for number in range(1000)]
+    assert [row.state for row in rows] == [*crowd.STATES] * 250, rows[:4]
+    assert all(row.why and row.fix for row in rows if row.state == "DRIFT")
+    for form, text in crowd.forms(rows, course.root).items():
+        assert all(row.host in text for row in rows), form
