@@ -63,6 +63,7 @@ def text(
         "authenticator": logins.name_of(login.authenticator),
         "user_pattern": rf"{USER.pattern}\Z",  # jupyterhub looks for a match at the beginning
         "users": sorted(login.users),
+        "open": login.is_open,
         "admins": sorted(login.admins),
         "command": [*image.SERVE, "--hub"],
         "owner": f"{image.UID}:{image.GID}",

@@ -38,8 +38,8 @@ def prove(settings: Settings) -> None:
     """Look at the class, at each trait, and at each secret.
 
     Raises:
-        UsageError: there is no such class or trait, a value is of the wrong kind, or a secret is written out or is not
-            where it is said to be; with the line.
+        UsageError: there is no such class or trait, a value is of the wrong kind, a secret is written out or is not
+            where it is said to be, or nothing says who comes in; with the line.
         HostError: jupyterhub is not installed.
     """
     login = settings.login
@@ -65,6 +65,25 @@ def prove(settings: Settings) -> None:
                 fix="make it longer",
             )  # fmt: skip
     _require_values(settings, known)
+    require_list(settings)
+
+
+def require_list(settings: Settings) -> None:
+    """Raises UsageError where a class, which may know the whole world, is not told who comes in; or is told twice."""
+    login = settings.login
+    if not (login.users or login.own_lists or login.authenticator in CLASSES):
+        raise UsageError(
+            f"{files.where(settings, 'login').at('authenticator')}: nothing says who may come in",
+            found=f"no users, and no allow_... or allowed_... of {login.authenticator}",
+            fix="name users, or in [login.settings] a list that the class has, such as allowed_organizations; "
+            "allow_all = true there lets in everybody who has an account",
+        )  # fmt: skip
+    others = [*(["users"] if login.users else []), *filter(files.is_list, login.settings)]
+    if login.is_open and others:
+        raise UsageError(
+            f"{files.where(settings, 'login.settings').at('allow_all')}: everybody comes in, so {others[0]} counts for "
+            "nothing", found=f"allow_all = true and {others[0]}", fix="leave one of the two out",
+        )  # fmt: skip
 
 
 def load(settings: Settings) -> type:

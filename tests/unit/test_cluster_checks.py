@@ -660,11 +660,13 @@ def test_any_misspelt_key_is_named(key: str, data: st.DataObject) -> None:
 
 
 def test_a_sites_authenticator_is_looked_at_where_it_is_installed(root: Path) -> None:
-    login = settings.Login(authenticator="jupyterhub.auth.NullAuthenticator", settings={"any_allow_confg": True})
+    login = settings.Login(
+        authenticator="jupyterhub.auth.NullAuthenticator", settings={"any_allow_confg": True}, users=("ada",)
+    )
     told = settings.Settings(login=login)
     found = errors(check(root, offered.files(root, told), told))
     assert "hub.config.NullAuthenticator.any_allow_confg" in [one.key for one in found]
-    told = settings.Settings(login=settings.Login(authenticator="nowhere.NoSuch", settings={"client_id": "a"}))
+    told = settings.Settings(login=settings.Login(authenticator="nowhere.NoSuch", settings={"allow_all": True}))
     report = check(root, offered.files(root, told), told)
     assert not errors(report)
     said = next(one for one in report.findings if "NoSuch" in one.what)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import contextlib
 import fcntl
+import grp
 import os
+import pwd
 import re
 import socket
 import sqlite3
@@ -215,7 +218,11 @@ def test_what_is_overlooked_at_the_door_is_said() -> None:
     listed = settings.Settings(login=settings.Login(users=("ada",)))
     assert "whoever knows it can come in under any name of the list" in " ".join(proofs.about_login(listed, 0))
     assert "may prove nobody's password but their own" in " ".join(proofs.about_login(pam, 1000))
-    assert not list(proofs.about_login(pam, 0))
+    assert ["every account of this machine" in one for one in proofs.about_login(pam, 0)] == [True]
+    world = settings.Login(authenticator="oauthenticator.github.GitHubOAuthenticator", settings={"allow_all": True})
+    assert "everybody whom the authenticator knows" in " ".join(proofs.about_login(settings.Settings(login=world), 0))
+    for one in (replace(world, settings={"allowed_organizations": ["course"]}), replace(pam.login, users=("ada",))):
+        assert not list(proofs.about_login(settings.Settings(login=one), 0))
     plain = replace(pam, hub=settings.Hub(plain=True))
     assert "unencrypted" in " ".join(proofs.about_login(plain, 0))
 
@@ -344,6 +351,74 @@ def test_a_value_of_the_wrong_kind_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"line 4: .*open_sessions is wrong") as error:
         logins.prove(told)
     assert "geheim" not in str(error.value) and "boolean" in error.value.fix
+
+
+NULL = '[login]\nauthenticator = "jupyterhub.auth.NullAuthenticator"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (NULL, "line 2: [login]: nothing says who may come in"),
+        (f'{NULL}admins = ["ada"]\n', "line 2: [login]: nothing says who may come in"),
+        (f'{NULL}users = ["a"]\n[login.settings]\nallow_all = true\n', "line 5: .*everybody comes in, so users counts"),
+        ('[login]\nauthenticator = "pam"\n[login.settings]\nallow_all = true\nallowed_groups = ["a"]\n',
+         "line 4: .*everybody comes in, so allowed_groups counts"),
+    ],
+)  # fmt: skip
+def test_a_class_is_told_who_comes_in_and_told_once(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words.replace("[", "\\[")) as error:
+        logins.prove(written(tmp_path, text))
+    assert error.value.fix
+
+
+@pytest.mark.parametrize(
+    "text", ['users = ["ada"]\n', "[login.settings]\nallow_all = true\n", "[login.settings]\nallow_all = false\n"]
+)
+def test_a_class_that_is_told_who_comes_in_is_taken(tmp_path: Path, text: str) -> None:
+    logins.prove(written(tmp_path, NULL + text))
+
+
+def test_an_authenticators_own_list_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The class as the file configures it, with groups of this machine; the password is taken as proven."""
+    from jupyterhub.auth import PAMAuthenticator
+    from traitlets.config import Config
+
+    own = pwd.getpwuid(os.getuid())
+    group = grp.getgrgid(own.pw_gid)
+    outside = next(
+        one.pw_name for one in pwd.getpwall() if one.pw_gid != own.pw_gid and one.pw_name not in group.gr_mem
+    )
+    told = written(
+        tmp_path, f'[login]\nauthenticator = "pam"\n[login.settings]\nallowed_groups = ["{group.gr_name}"]\n'
+    )
+    logins.prove(told)
+    made = Config()
+    exec(compile(rendered(told), "jupyterhub_config.py", "exec"), {"get_config": lambda: made})  # noqa: S102
+    monkeypatch.setattr(PAMAuthenticator, "authenticate", lambda _self, _handler, data: data["username"])
+    door = PAMAuthenticator(config=made)
+
+    def come_in(name: str) -> Any:
+        return asyncio.run(door.get_authenticated_user(None, {"username": name, "password": ""}))
+
+    assert come_in(outside) is None
+    assert come_in(own.pw_name)["name"] == own.pw_name
+
+
+@pytest.mark.parametrize(
+    ("given", "is_open"),
+    [
+        ({}, True),
+        ({"allow_all": True, "allowed_idps": {"a": {}}}, True),
+        ({"allow_all": False}, False),
+        ({"allowed_organizations": ["a"]}, False),
+        ({"idps": {"a": {"allowed_domains": ["b"]}}}, False),
+    ],
+)
+def test_only_where_nothing_says_otherwise_everybody_comes_in(given: dict[str, Any], is_open: bool) -> None:
+    login = settings.Login(authenticator=settings.PAM, settings=given)
+    assert login.is_open == is_open
+    logins.require_list(settings.Settings(login=login))
 
 
 # --- the keeper ---------------------------------------------------------------------------------------------------
