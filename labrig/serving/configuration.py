@@ -40,6 +40,8 @@ def text(
     from sqlalchemy import URL
 
     place, login = state.place(), settings.login
+    # As the database has their names (jupyterhub, auth.py: normalize_username).
+    kept = {login.settings.get("username_map", {}).get(name, name) for name in (*login.users, *login.admins)}
     folder = {name: f"file:{place / name}" for name in (state.PASSWORD, state.ADMIN_PASSWORD)}
     given = {
         "py": repr,  # a constant of Python
@@ -64,6 +66,9 @@ def text(
         "user_pattern": rf"{USER.pattern}\Z",  # jupyterhub looks for a match at the beginning
         "users": sorted(login.users),
         "open": login.is_open,
+        "kept": sorted(kept) if login.users and not login.own_lists else [],
+        "blocked": login.settings.get("blocked_users", []),
+        "file": str(place / state.DATABASE),
         "admins": sorted(login.admins),
         "command": [*image.SERVE, "--hub"],
         "owner": f"{image.UID}:{image.GID}",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from labrig import secret
@@ -32,6 +35,21 @@ def resolved(value: Any, trait: str) -> Any:
     if isinstance(value, list):
         return [resolved(one, trait) for one in value]
     return secret.read(value, trait) if secret.is_reference(value) else value
+
+
+def removed(database: str, kept: Collection[str]) -> set[str]:
+    """Whom a hub's database knows and the list of users does not name; nobody before a hub's first start.
+
+    Of those whom it blocks JupyterHub stops the servers and takes the rights when it starts, so that neither a cookie
+    nor a token opens anything (jupyterhub, app.py: init_blocked_users).
+    Raises sqlite3.Error where the database cannot be read.
+    """
+    if not Path(database).exists():
+        return set()
+    with closing(sqlite3.connect(database)) as known:
+        if not known.execute("select 1 from sqlite_master where name = 'users'").fetchone():
+            return set()
+        return {name for (name,) in known.execute("select name from users")} - set(kept)
 
 
 def prove(settings: Settings) -> None:

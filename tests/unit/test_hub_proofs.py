@@ -421,6 +421,37 @@ def test_only_where_nothing_says_otherwise_everybody_comes_in(given: dict[str, A
     logins.require_list(settings.Settings(login=login))
 
 
+def test_who_is_in_and_not_on_the_list_is_found_in_the_hubs_database(tmp_path: Path) -> None:
+    file = tmp_path / "a?b#c%41.sqlite"
+    assert logins.removed(str(file), ["ada"]) == set()
+    assert not file.exists()
+    with contextlib.closing(sqlite3.connect(file)) as made:
+        assert logins.removed(str(file), ["ada"]) == set()
+        made.execute("create table users (id integer primary key, name varchar)")
+        made.executemany("insert into users (name) values (?)", [("ada",), ("grace",), ("teacher",)])
+        made.commit()
+    assert logins.removed(str(file), ["ada", "teacher"]) == {"grace"}
+    file.write_bytes(b"no database" * 1000)
+    with pytest.raises(sqlite3.DatabaseError):  # and not nobody
+        logins.removed(str(file), ["ada"])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", ""),
+        ('users = ["b"]\nadmins = ["a"]\n', "PAMAuthenticator.blocked_users = {}, ['a', 'b']) | set([])"),
+        ('users = ["b"]\n[login.settings]\nallowed_groups = ["c"]\n', ""),  # others are let in, whom no list names
+        ('users = ["b"]\n[login.settings]\nblocked_users = ["d"]\nusername_map = {b = "e"}\n',
+         "PAMAuthenticator.blocked_users = {}, ['e']) | set(['d'])"),
+    ],
+)  # fmt: skip
+def test_a_list_of_users_puts_out_all_others(tmp_path: Path, text: str, line: str) -> None:
+    made = rendered(written(tmp_path, f'[login]\nauthenticator = "pam"\n{text}'))
+    wanted = line.replace("{}", f"logins.removed({str(state.place() / state.DATABASE)!r}")
+    assert wanted in made and ("logins.removed" in made) == bool(line)
+
+
 # --- the keeper ---------------------------------------------------------------------------------------------------
 
 
