@@ -263,7 +263,7 @@ def sort_traits(login: settings.Login) -> tuple[list[Hidden], dict[str, Any]]:
             raise UsageError(
                 f"[login.settings] {(plain or trait)[:80]} would stand in {VALUES} for everybody to read",
                 found=type(value).__name__,
-                fix=f"write {secret.MEANT}, as the whole value",
+                fix=f"write {secret.MEANT}, as the whole value; set a table in hub.extraConfig, from os.environ",
             )  # fmt: skip
         else:
             traits[trait] = value

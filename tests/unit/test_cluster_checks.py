@@ -521,6 +521,10 @@ def test_the_secret_is_the_one_that_the_first_lines_make(root: Path) -> None:
     one = check(root, {VALUES: text.replace("name: labrig-hub", "name: labrig-hbu", 1)})
     assert [(each.key, each.line > 0, each.fix[:16]) for each in errors(one)] == [(reference, True, "write labrig-hub")]
     assert "the first lines of this file do not make it" in errors(one)[0].what
+    one = check(root, {VALUES: text.replace("key: user_password", "key: user_pasword")})
+    assert [(each.key, each.line > 0, each.fix[:20]) for each in errors(one)] == [
+        (reference.replace(".name", ".key"), True, "write user_password,")
+    ]
     every = text.replace("name: labrig-hub", "name: other")
     assert len(errors(check(root, {VALUES: every}))) == 2
     assert not errors(check(root, {VALUES: every.replace("secret generic labrig-hub", "secret generic other")}))

@@ -325,10 +325,22 @@ def test_a_private_proxys_password_is_not_written_down(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "trait", ["client_secret", "admin_password", "token", "api_key", "signing_keys", "client_secrets", "api_tokens"]
+    "trait",
+    [
+        "client_secret",
+        "admin_password",
+        "token",
+        "api_key",
+        "signing_keys",
+        "client_secrets",
+        "api_tokens",
+        "consumers",
+    ],
 )
 def test_a_trait_that_is_a_secret_has_to_be_a_reference(trait: str) -> None:
     assert list(secret.find_plain("geheim", trait)) == [trait]
+    assert list(secret.find_plain({"moodle": "geheim"}, trait)) == [f"{trait}.moodle"]
+    assert not list(secret.find_plain({"moodle": "env:MOODLE"}, trait))
 
 
 @pytest.mark.parametrize(
