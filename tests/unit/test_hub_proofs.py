@@ -294,6 +294,8 @@ def test_the_file_is_python_and_names_images_by_digest_only() -> None:
          ["c.Authenticator.allow_all = False", "allowed_users = ['ada', 'grace']"]),
         ('[login]\nadmins = ["teacher"]\n',
          ["admin_users = ['teacher']", "SharedPasswordAuthenticator.admin_password"]),
+        ('[login]\nauthenticator = "pam"\nadmins = ["teacher"]\n[login.settings]\nallowed_groups = ["course"]\n',
+         ["Authenticator.allow_all = False", "Authenticator.allowed_users = ['teacher']"]),
         ('[login]\nauthenticator = "pam"\n[login.settings]\nservice = "login"\n',
          ["'jupyterhub.auth.PAMAuthenticator'", "c.PAMAuthenticator.service = logins.resolved('login', "]),
     ],
