@@ -40,8 +40,6 @@ def text(
     from sqlalchemy import URL
 
     place, login = state.place(), settings.login
-    # As the database has their names (jupyterhub, auth.py: normalize_username).
-    kept = {login.settings.get("username_map", {}).get(name, name) for name in (*login.users, *login.admins)}
     folder = {name: f"file:{place / name}" for name in (state.PASSWORD, state.ADMIN_PASSWORD)}
     given = {
         "py": repr,  # a constant of Python
@@ -67,7 +65,7 @@ def text(
         # Admins as well, whom JupyterHub lets in by themselves only where users are named.
         "users": sorted(login.users if login.is_open else {*login.users, *login.admins}),
         "open": login.is_open,
-        "kept": sorted(kept) if login.users and not login.own_lists else [],
+        "is_whole": bool(login.users) and not login.own_lists,
         "blocked": login.settings.get("blocked_users", []),
         "file": str(place / state.DATABASE),
         "admins": sorted(login.admins),

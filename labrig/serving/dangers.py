@@ -403,7 +403,7 @@ def _users(data: Any) -> Iterator[Danger]:
     stays = "who has come in once comes in again after they were taken from allowed_users"
     if named and not kept:
         above = named[0].rpartition(".")[0]
-        yield f"{above}.allow_existing_users", f"JupyterHub takes it as true: {stays}", "write false", ERROR
+        yield f"{above}.allow_existing_users", f"most classes take it as true: {stays}", "write false", ERROR
     for key, value in kept:
         if value is True:
             yield key, f"{stays}; a site that adds users in the admin panel may mean it", "write false", WARNING

@@ -37,8 +37,9 @@ def resolved(value: Any, trait: str) -> Any:
     return secret.read(value, trait) if secret.is_reference(value) else value
 
 
-def removed(database: str, kept: Collection[str]) -> set[str]:
-    """Whom a hub's database knows and the list of users does not name; nobody before a hub's first start.
+def removed(c: Any, database: str, users: Collection[str]) -> set[str]:
+    """Whom a hub's database knows and its list of users does not name; nobody before a hub's first start. ``c`` is the
+    hub's configuration, whose authenticator says how the database has a user's name.
 
     Of those whom it blocks JupyterHub stops the servers and takes the rights when it starts, so that neither a cookie
     nor a token opens anything (jupyterhub, app.py: init_blocked_users).
@@ -49,7 +50,10 @@ def removed(database: str, kept: Collection[str]) -> set[str]:
     with closing(sqlite3.connect(database)) as known:
         if not known.execute("select 1 from sqlite_master where name = 'users'").fetchone():
             return set()
-        return {name for (name,) in known.execute("select name from users")} - set(kept)
+        names = {name for (name,) in known.execute("select name from users")}
+    module, _, name = c.JupyterHub.authenticator_class.rpartition(".")
+    door = getattr(importlib.import_module(module), name)(config=c)
+    return names - {door.normalize_username(user) for user in users}
 
 
 def prove(settings: Settings) -> None:
