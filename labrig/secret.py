@@ -12,10 +12,11 @@ from labrig.errors import UsageError
 
 # No path of a secret has control characters or YAML's ends of a line: a rendered file names it in a comment.
 REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:[^\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-# What a key or a trait is called whose value is a secret; other keys than these name something (claim_groups_key).
+# What a key or a trait is called whose value is a secret; other keys than these name something (claim_groups_key). The
+# consumers of LTI 1.1 are a table of a key and its secret each (ltiauthenticator, lti11/auth.py).
 NAMED = re.compile(
     r"(?i)(password|passphrase|secret|token|credential"
-    r"|(api|private|secret|access|signing|encryption|shared|auth|ssh|tls)[_-]?key)s?$"
+    r"|(api|private|secret|access|signing|encryption|shared|auth|ssh|tls)[_-]?key)s?$|^consumers$"
 )
 MEANT = "a reference: env:NAME or file:PATH"
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from labrig import image, network, notebooks, secret
 from labrig.errors import UsageError
 from labrig.files import write_atomically
-from labrig.serving import Offer, chart, offers, settings
+from labrig.serving import Offer, chart, logins, offers, settings
 
 PLATFORM = "linux_x86_64"  # of a cluster's nodes, where nobody says otherwise
 VALUES, CLAIM = "values.yaml", "labs-results.yaml"
@@ -115,12 +115,14 @@ def render(root: Path, told: settings.Settings, offered: Sequence[Offer]) -> dic
     """The files of a cluster: name -> text.
 
     Raises:
-        UsageError: serve.toml says what a cluster cannot do, or holds a secret where a reference has to be.
+        UsageError: serve.toml says what a cluster cannot do or not who comes in, or holds a secret where a reference
+            has to be.
     """
     from labrig.render import jinja
 
     labs = find_labs(root)
     hidden, traits = sort_traits(told.login)
+    logins.require_list(told)
     shared: dict[str, Any] = {
         "told": told, "labs": labs, "uid": image.UID, "home": image.HOME, "work": image.WORK, "folder": image.LABS,
         "command": COMMAND, "shm": SHM, "gpu": GPU, "arch_label": ARCH, "mebibytes": mebibytes, "megabytes": megabytes,
@@ -136,8 +138,6 @@ def render(root: Path, told: settings.Settings, offered: Sequence[Offer]) -> dic
         authenticator=SHARED_CLASS if told.login.authenticator == settings.SHARED else told.login.authenticator,
         is_shared=told.login.authenticator == settings.SHARED,
         traits=traits,
-        # An authenticator's own allow_..., such as members of an organization, counts for nothing beside allow_all.
-        is_open=not told.login.users and not any(trait.startswith("allow") for trait in traits),
         hidden=hidden,
         tls=TLS,
         repo=chart.REPOSITORY,
@@ -263,7 +263,7 @@ def sort_traits(login: settings.Login) -> tuple[list[Hidden], dict[str, Any]]:
             raise UsageError(
                 f"[login.settings] {(plain or trait)[:80]} would stand in {VALUES} for everybody to read",
                 found=type(value).__name__,
-                fix=f"write {secret.MEANT}, as the whole value",
+                fix=f"write {secret.MEANT}, as the whole value; set a table in hub.extraConfig, from os.environ",
             )  # fmt: skip
         else:
             traits[trait] = value

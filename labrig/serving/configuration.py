@@ -62,7 +62,12 @@ def text(
         "admin_password": folder[state.ADMIN_PASSWORD] if state.ADMIN_PASSWORD in own_passwords(settings) else "",
         "authenticator": logins.name_of(login.authenticator),
         "user_pattern": rf"{USER.pattern}\Z",  # jupyterhub looks for a match at the beginning
-        "users": sorted(login.users),
+        # Admins as well, whom JupyterHub lets in by themselves only where users are named.
+        "users": sorted(login.users if login.is_open else {*login.users, *login.admins}),
+        "open": login.is_open,
+        "is_whole": bool(login.users) and not login.own_lists,
+        "blocked": login.settings.get("blocked_users", []),
+        "file": str(place / state.DATABASE),
         "admins": sorted(login.admins),
         "command": [*image.SERVE, "--hub"],
         "owner": f"{image.UID}:{image.GID}",

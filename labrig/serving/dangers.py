@@ -389,13 +389,37 @@ def _users(data: Any) -> Iterator[Danger]:
             continue
         users, admins = ({str(one) for one in inner.get(key, ())} if isinstance(inner.get(key), list) else set()
                          for key in ("allowed_users", "admin_users"))  # fmt: skip
-        key = f"hub.config.{owner}"
-        if inner.get("allow_all") is True and users:
-            what = "allowed_users counts for nothing beside it: everybody whom the authenticator knows comes in"
-            yield f"{key}.allow_all", what, "leave one of the two out", ERROR
         if len(users) > 1 and users <= admins:
             what = "everybody who comes in is an admin, and opens every student's server"
-            yield f"{key}.admin_users", what, "name the teachers only", ERROR
+            yield f"hub.config.{owner}.admin_users", what, "name the teachers only", ERROR
+    given = list(_doors(data))
+    lists = [(key, trait) for key, trait, value in given if settings.is_list(trait) and is_given(value)]
+    for key, trait, value in given if lists else ():
+        if trait == "allow_all" and value is True:
+            what = f"{lists[0][1]} counts for nothing beside it: everybody whom the authenticator knows comes in"
+            yield key, what, "leave one of the two out", ERROR
+    named = [key for key, trait in lists if trait == "allowed_users"]
+    kept = [(key, value) for key, trait, value in given if trait == "allow_existing_users"]
+    stays = "who has come in once comes in again after they were taken from allowed_users"
+    if named and not kept:
+        above = named[0].rpartition(".")[0]
+        yield f"{above}.allow_existing_users", f"most classes take it as true: {stays}", "write false", ERROR
+    for key, value in kept:
+        if value is True:
+            yield key, f"{stays}; a site that adds users in the admin panel may mean it", "write false", WARNING
+
+
+def _doors(data: Any) -> Iterator[tuple[str, str, Any]]:
+    """What authenticators' classes are told, wherever: a key, the trait, its value. A table of a base's name counts for
+    what extends it, so all count together."""
+    chosen = str(at(data, "hub.config.JupyterHub.authenticator_class")).rpartition(".")[2]
+    for owner, inner in table(data, "hub.config").items():
+        if isinstance(inner, Mapping) and (owner == chosen or str(owner).endswith("Authenticator")):
+            yield from ((f"hub.config.{owner}.{trait}", str(trait), value) for trait, value in inner.items())
+    for key, text in table(data, "hub.extraConfig").items():
+        for _, owner, trait, value in assigned(text):
+            if owner == chosen or owner.endswith("Authenticator"):
+                yield f"hub.extraConfig.{key}: c.{owner}.{trait}", trait, value
 
 
 def _encrypted(data: Any) -> Iterator[Danger]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from labrig import secret
@@ -34,12 +37,31 @@ def resolved(value: Any, trait: str) -> Any:
     return secret.read(value, trait) if secret.is_reference(value) else value
 
 
+def removed(c: Any, database: str, users: Collection[str]) -> set[str]:
+    """Whom a hub's database knows and its list of users does not name; nobody before a hub's first start. ``c`` is the
+    hub's configuration, whose authenticator says how the database has a user's name.
+
+    Of those whom it blocks JupyterHub stops the servers and takes the rights when it starts, so that neither a cookie
+    nor a token opens anything (jupyterhub, app.py: init_blocked_users).
+    Raises sqlite3.Error where the database cannot be read.
+    """
+    if not Path(database).exists():
+        return set()
+    with closing(sqlite3.connect(database)) as known:
+        if not known.execute("select 1 from sqlite_master where name = 'users'").fetchone():
+            return set()
+        names = {name for (name,) in known.execute("select name from users")}
+    module, _, name = c.JupyterHub.authenticator_class.rpartition(".")
+    door = getattr(importlib.import_module(module), name)(config=c)
+    return names - {door.normalize_username(user) for user in users}
+
+
 def prove(settings: Settings) -> None:
     """Look at the class, at each trait, and at each secret.
 
     Raises:
-        UsageError: there is no such class or trait, a value is of the wrong kind, or a secret is written out or is not
-            where it is said to be; with the line.
+        UsageError: there is no such class or trait, a value is of the wrong kind, a secret is written out or is not
+            where it is said to be, or nothing says who comes in; with the line.
         HostError: jupyterhub is not installed.
     """
     login = settings.login
@@ -65,6 +87,25 @@ def prove(settings: Settings) -> None:
                 fix="make it longer",
             )  # fmt: skip
     _require_values(settings, known)
+    require_list(settings)
+
+
+def require_list(settings: Settings) -> None:
+    """Raises UsageError where a class, which may know the whole world, is not told who comes in; or is told twice."""
+    login = settings.login
+    if not (login.users or login.own_lists or login.authenticator in CLASSES):
+        raise UsageError(
+            f"{files.where(settings, 'login').at('authenticator')}: nothing says who may come in",
+            found=f"no users, and no allow_... or allowed_... of {login.authenticator}",
+            fix="name users, or in [login.settings] a list that the class has, such as allowed_organizations; "
+            "allow_all = true there lets in everybody who has an account",
+        )  # fmt: skip
+    others = [*(["users"] if login.users else []), *filter(files.is_list, login.settings)]
+    if login.is_open and others:
+        raise UsageError(
+            f"{files.where(settings, 'login.settings').at('allow_all')}: everybody comes in, so {others[0]} counts for "
+            "nothing", found=f"allow_all = true and {others[0]}", fix="leave one of the two out",
+        )  # fmt: skip
 
 
 def load(settings: Settings) -> type:

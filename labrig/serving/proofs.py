@@ -219,6 +219,11 @@ def about_login(settings: Settings, user: int) -> Iterator[str]:
         name = "any name of the list" if login.users else "anybody's name"
         yield (f"one password for all: whoever knows it can come in under {name}, and open their files. For a first "
                'hour in a room; then authenticator = "pam" or a class, in [login] of serve.toml')  # fmt: skip
+    elif login.is_open:
+        whom = (
+            "every account of this machine" if login.authenticator == PAM else "everybody whom the authenticator knows"
+        )
+        yield f"{whom} may come in: users in [login] names those who do"
     if login.authenticator == PAM and user != 0:
         yield f"PAM as user {user}, who is not root, may prove nobody's password but their own"
     if settings.hub.plain:

@@ -520,7 +520,8 @@ HAS = ("PYTHONUNBUFFERED", "HELM_RELEASE_NAME", "POD_NAMESPACE", "CONFIGPROXY_AU
        "LANG", "LC_ALL")  # fmt: skip
 SERVICE = re.compile(r"[A-Z0-9_]+_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\w+)?)")
 # `kubectl create secret generic NAME`, as the file's first lines tell.
-TOLD_SECRET = re.compile(r"(?m)^[ \t]*#.*\bkubectl create secret generic ([^\s\\]+)")
+TOLD_SECRET = re.compile(r"(?m)^[ \t]*#.*\bkubectl create secret generic ([^\s\\]+)(.*)")
+TOLD_KEY = re.compile(r"--from-(?:file|literal)=([^\s=]+)=")
 
 
 def check_environment(document: Document) -> Iterator[Finding]:
@@ -542,7 +543,8 @@ def check_environment(document: Document) -> Iterator[Finding]:
         for key, one in listed.items()
         if (found := at(one, "valueFrom.secretKeyRef.name")) is not None
     }
-    made = TOLD_SECRET.findall(document.text)
+    told = TOLD_SECRET.findall(document.text)
+    made = [one for one, _ in told]
     # Without those lines all have to name one: ours, where any does.
     known = made or [cluster.SECRET if cluster.SECRET in named.values() else next(iter(named.values()), "")]
     why = "the first lines of this file do not make it" if made else "others name another"
@@ -550,6 +552,15 @@ def check_environment(document: Document) -> Iterator[Finding]:
         if other not in known:
             what = f"the Secret {other[:80]}: {why}, and the hub does not start without it"
             yield from name(document, [(key, what, f"write {known[0]}, or add how {other[:80]} is made")])
+    keys = {one: TOLD_KEY.findall(flags) for one, flags in told if not flags.endswith("\\")}  # the rest stands below
+    for number, one in ((key, at(one, "valueFrom.secretKeyRef")) for key, one in listed.items()):
+        there, wanted = keys.get(str(at(one, "name")), []), at(one, "key")
+        if there and wanted is not None and wanted not in there:
+            what = (
+                f"the Secret that the first lines of this file make has no {str(wanted)[:80]}: the hub does not start"
+            )
+            path = f"hub.extraEnv.{number}.valueFrom.secretKeyRef.key"
+            yield from name(document, [(path, what, f"write {', '.join(there)[:200]}, or add it there")])
 
 
 def check_hub(document: Document, offers: Sequence[Offer], chart: str, hub: str) -> Iterator[Finding]:
@@ -663,7 +674,7 @@ def _texts(data: Any, above: str, whose: str) -> Iterator[tuple[str, str, str]]:
         for key, value in data.items():
             # An annotation or a label, ``nginx.ingress.kubernetes.io/auth-tls-secret``, names a thing;
             # in extraConfig it is a piece of code, at which checks.check_config looks.
-            own = "" if "/" in str(key) or above == "hub.extraConfig" else str(key)
+            own = "" if "/" in str(key) or above == "hub.extraConfig" else whose if whose == "consumers" else str(key)
             yield from _texts(value, f"{above}.{key}".lstrip("."), beside if key == "value" else own)
     elif isinstance(data, list):
         for number, value in enumerate(data):

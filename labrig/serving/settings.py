@@ -21,7 +21,8 @@ idle = 60                          # minutes without a request or output of a ke
 [login]
 authenticator = "shared-password"  # or "pam", or a class: "oauthenticator.github.GitHubOAuthenticator"
 password = "file:/etc/labrig/password"   # for shared-password, by reference; without it one is made
-users = ["ada", "grace"]           # who may come in; without it everybody whom the authenticator knows
+users = ["ada", "grace"]           # who may come in; without it everybody who knows the shared password, or has an
+                                   # account here (pam); a class needs it, or an allow_... of its own in settings
 admins = ["teacher"]
 
 [login.settings]                   # of the authenticator's class, for both hub and cluster; secrets by reference
@@ -98,6 +99,28 @@ class Login:
     users: tuple[str, ...] = ()
     admins: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def own_lists(self) -> tuple[str, ...]:
+        """The authenticator's own traits that say who comes in, such as members of an organization: every trait that
+        begins with allow, as JupyterHub takes them (auth.py: any_allow_config), or has such a key inside."""
+        return tuple(trait for trait, value in self.settings.items() if _allows(trait, value))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody comes in whom the authenticator knows. Beside JupyterHub's ``allow_all``, which says so,
+        no list counts for anything."""
+        return self.settings.get("allow_all", not self.users and not self.own_lists) is True
+
+
+def _allows(key: str, value: Any) -> bool:
+    return key.startswith("allow") or (isinstance(value, dict) and any(_allows(*one) for one in value.items()))
+
+
+def is_list(trait: str) -> bool:
+    """Whether a trait of an authenticator lists people, so that it counts for nothing beside ``allow_all``; CILogon's
+    allowed_idps says whose people everybody is."""
+    return trait.startswith("allowed_") and trait != "allowed_idps"
 
 
 @dataclass(frozen=True)

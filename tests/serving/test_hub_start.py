@@ -20,6 +20,7 @@ from typing import Any
 import certificates
 import hubs
 import pytest
+import seats
 from hubs import Hub, Student
 
 from labrig import image
@@ -200,6 +201,49 @@ def test_a_killed_keeper_takes_both_along_and_up_brings_them_back(hub: Hub) -> N
     hub.up()
     until(lambda: seen(ada) == 200)
     assert [one for one in hub.status()["servers"] if one["user"] == "ada"] == container, "the same container"
+
+
+def test_who_is_taken_from_the_list_is_put_out_by_the_next_start(hub: Hub) -> None:
+    """With a cookie, a token and a server that live; put on it again, they come in again."""
+    ada = seated(hub, "ada")
+    token = json.loads(seats.rest(ada, "POST", "users/ada/tokens", {})[1])["token"]
+    assert seats.rest(ada, "GET", "users/ada")[0] == 200 == by_token(hub, token, "users/ada")
+    text = hub.config.read_text()
+    try:
+        hub.config.write_text(text.replace("[login]\n", '[login]\nusers = ["grace"]\n'))
+        start_again(hub)
+        until(lambda: "ada" not in [one["user"] for one in hub.status()["servers"]])
+        assert seen(ada) == 0
+        asked = [("GET", "users/ada"), ("POST", "users/ada/tokens"), ("POST", "users/ada/server")]
+        assert {(seats.rest(ada, *one)[0], by_token(hub, token, one[1], one[0])) for one in asked} == {(403, 403)}
+        assert ada.ask("hub/spawn/ada")[0] == 403
+        assert not Student(hub, "ada").is_in and Student(hub, "grace").is_in
+        assert Student(hub, "teacher", hub.secret("admin-password")).ask("hub/admin")[0] == 200
+    finally:
+        hub.config.write_text(text)
+        start_again(hub)
+    assert seats.rest(Student(hub, "ada"), "GET", "users/ada")[0] == 200
+
+
+def start_again(hub: Hub) -> None:
+    """As a service is: the hub ends without a word to students' servers, and comes back."""
+    keeper, children = int((hub.place / "pid").read_text()), [hub.process("proxy"), hub.process("hub")]
+    os.kill(keeper, signal.SIGTERM)
+    until(lambda: not any(map(lives, [keeper, *children])))
+    hub.up()
+
+
+def by_token(hub: Hub, token: str, path: str, method: str = "GET") -> int:
+    """The status of the REST API's answer to a token alone."""
+    request = urllib.request.Request(  # noqa: S310 - an address of ours
+        f"{hub.url}hub/api/{path}", headers={"Authorization": f"token {token}"}, method=method
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
 
 
 def test_other_settings_are_not_taken_by_a_hub_that_runs(hub: Hub) -> None:

@@ -172,7 +172,9 @@ def test_secrets_are_references_to_a_secret_of_the_cluster(root: Path) -> None:
     assert data["config"]["GitHubOAuthenticator"] == {
         "client_id": "id", "oauth_callback_url": "https://hub.example.edu/hub/oauth_callback",
     }  # fmt: skip
-    assert data["config"]["Authenticator"] == {"allowed_users": ["ada"], "admin_users": ["teacher"]}
+    assert data["config"]["Authenticator"] == {
+        "allowed_users": ["ada"], "allow_existing_users": False, "admin_users": ["teacher"],
+    }  # fmt: skip
     reference = data["extraEnv"]["LABRIG_CLIENT_SECRET"]["valueFrom"]["secretKeyRef"]
     assert reference == {"name": "labrig-hub", "key": "client_secret"}
     assert (
@@ -181,6 +183,16 @@ def test_secrets_are_references_to_a_secret_of_the_cluster(root: Path) -> None:
     )
     assert '--from-file=client_secret=<(printf %s "$GITHUB_SECRET")' in text
     assert "one password for all" not in text
+
+
+def test_nobody_comes_in_whom_nobody_named(root: Path) -> None:
+    """Beside allow_all an authenticator's own list counts for nothing; a class knows the whole world."""
+    told = parse(f'[login]\nauthenticator = "{OAUTH}"\n[login.settings]\nallowed_organizations = ["course"]\n')
+    config = yaml.safe_load(offered.files(root, told)["values.yaml"])["hub"]["config"]
+    assert config["Authenticator"] == {"allow_existing_users": False, "admin_users": []}
+    assert config["GitHubOAuthenticator"] == {"allowed_organizations": ["course"]}
+    with pytest.raises(UsageError, match="nothing says who may come in"):
+        offered.files(root, parse(f'[login]\nauthenticator = "{OAUTH}"\nadmins = ["teacher"]\n'))
 
 
 def test_a_shared_password_is_warned_of_and_made_by_the_admin(root: Path) -> None:

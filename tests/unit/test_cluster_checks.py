@@ -521,6 +521,10 @@ def test_the_secret_is_the_one_that_the_first_lines_make(root: Path) -> None:
     one = check(root, {VALUES: text.replace("name: labrig-hub", "name: labrig-hbu", 1)})
     assert [(each.key, each.line > 0, each.fix[:16]) for each in errors(one)] == [(reference, True, "write labrig-hub")]
     assert "the first lines of this file do not make it" in errors(one)[0].what
+    one = check(root, {VALUES: text.replace("key: user_password", "key: user_pasword")})
+    assert [(each.key, each.line > 0, each.fix[:20]) for each in errors(one)] == [
+        (reference.replace(".name", ".key"), True, "write user_password,")
+    ]
     every = text.replace("name: labrig-hub", "name: other")
     assert len(errors(check(root, {VALUES: every}))) == 2
     assert not errors(check(root, {VALUES: every.replace("secret generic labrig-hub", "secret generic other")}))
@@ -660,11 +664,13 @@ def test_any_misspelt_key_is_named(key: str, data: st.DataObject) -> None:
 
 
 def test_a_sites_authenticator_is_looked_at_where_it_is_installed(root: Path) -> None:
-    login = settings.Login(authenticator="jupyterhub.auth.NullAuthenticator", settings={"any_allow_confg": True})
+    login = settings.Login(
+        authenticator="jupyterhub.auth.NullAuthenticator", settings={"any_allow_confg": True}, users=("ada",)
+    )
     told = settings.Settings(login=login)
     found = errors(check(root, offered.files(root, told), told))
     assert "hub.config.NullAuthenticator.any_allow_confg" in [one.key for one in found]
-    told = settings.Settings(login=settings.Login(authenticator="nowhere.NoSuch", settings={"client_id": "a"}))
+    told = settings.Settings(login=settings.Login(authenticator="nowhere.NoSuch", settings={"allow_all": True}))
     report = check(root, offered.files(root, told), told)
     assert not errors(report)
     said = next(one for one in report.findings if "NoSuch" in one.what)

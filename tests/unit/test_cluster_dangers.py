@@ -104,6 +104,15 @@ def code(line: str) -> str:
     return f"import os\nc.SharedPasswordAuthenticator.user_password = os.environ['LABRIG_USER_PASSWORD']\n{line}\n"
 
 
+def told_who(text: str, **traits: Any) -> Callable[[Any], Any]:
+    """A hub with a list of users, and more of that table."""
+    given = {"allowed_users": ["ada"], "allow_existing_users": False, **traits}
+    named = {trait: value for trait, value in given.items() if value is not ...}
+    return lambda hub: {
+        **hub, "config": {**hub["config"], "Authenticator": named}, "extraConfig": {"labrig-secrets": text},
+    }  # fmt: skip
+
+
 CODE = "hub.extraConfig.labrig-secrets"
 OF_VALUES: list[Mutation] = [
     *spawner("privileged", True),
@@ -175,6 +184,13 @@ OF_VALUES: list[Mutation] = [
                             "static": {"pvcName": "all", "subPath": "home"}}, "singleuser.storage.static.subPath"),
     ("singleuser.startTimeout", 10, ""),
     ("hub.config.Authenticator.allowed_users", ["ada"], "hub.config.Authenticator.allow_all"),
+    ("hub.config.GitHubOAuthenticator", {"allowed_organizations": ["a"]}, "hub.config.Authenticator.allow_all"),
+    ("hub.config.SharedPasswordAuthenticator", {"allowed_users": ["a"]}, "hub.config.Authenticator.allow_all"),
+    ("hub.config.GitHubOAuthenticator", {"allow_all": True, "allowed_organizations": ["a"]},
+     "hub.config.GitHubOAuthenticator.allow_all"),
+    (CODE, code("c.GitHubOAuthenticator.allowed_organizations = {'a'}"), "hub.config.Authenticator.allow_all"),
+    ("hub", told_who(code("c.Authenticator.allow_all = True")), f"{CODE}: c.Authenticator.allow_all"),
+    ("hub", told_who(code(""), allow_existing_users=...), "hub.config.Authenticator.allow_existing_users"),
     ("hub.config.Authenticator", {"allowed_users": ["ada", "bob"], "admin_users": ["bob", "ada"]},
      "hub.config.Authenticator.admin_users"),
     ("proxy.service.type", "LoadBalancer", ""),
@@ -218,6 +234,22 @@ def test_a_danger_in_values_is_named(root: Path, files: dict[str, str], path: st
     level = "warning" if (key or path).endswith(WARNINGS) else "error"
     assert is_named(found, VALUES, key or path, level), [(one.level, one.key) for one in found]
     assert all(one.line for one in found if one.key == (key or path) and value is not ...)
+
+
+@pytest.mark.parametrize(
+    ("hub", "key"),
+    [
+        (told_who(code(""), allow_existing_users=True), "hub.config.Authenticator.allow_existing_users"),
+        (
+            told_who(code("c.Authenticator.allow_existing_users = True")),
+            f"{CODE}: c.Authenticator.allow_existing_users",
+        ),
+    ],
+)
+def test_who_stays_in_after_they_were_taken_from_the_list_is_a_warning(
+    root: Path, files: dict[str, str], hub: Callable[[Any], Any], key: str
+) -> None:
+    assert is_named(check(root, VALUES, put(yaml.safe_load(files[VALUES]), "hub", hub)), VALUES, key, "warning")
 
 
 def command(*words: str, without: str = "") -> Callable[[Any], Any]:
@@ -284,6 +316,8 @@ def test_a_job_that_a_queue_resumes_is_a_warning(root: Path, files: dict[str, st
         ("ingress", {"enabled": True, "hosts": ["a.x.org"], "tls": [{"hosts": ["*.x.org"], "secretName": "x"}]}),
         ("singleuser.storage.dynamic.pvcNameTemplate", "claim-{escaped_user_server}"),
         ("singleuser.networkPolicy.egress", [{"to": [{"ipBlock": {"cidr": "10.0.0.7/32"}}]}]),
+        ("hub", told_who(code(""), admin_users=["grace"])),
+        ("hub.config.CILogonOAuthenticator", {"allowed_idps": {"https://idp.example.edu": {}}}),
         (CHOICE, {"display_name": "big", "kubespawner_override": {"mem_limit": "4G"}}),
         ("singleuser.storage.extraVolumeMounts.3", {"name": "tmp", "mountPath": f"{image.WORK}/data"}),
     ],

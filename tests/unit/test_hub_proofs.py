@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import contextlib
 import fcntl
+import grp
 import os
+import pwd
 import re
 import socket
 import sqlite3
@@ -215,7 +218,11 @@ def test_what_is_overlooked_at_the_door_is_said() -> None:
     listed = settings.Settings(login=settings.Login(users=("ada",)))
     assert "whoever knows it can come in under any name of the list" in " ".join(proofs.about_login(listed, 0))
     assert "may prove nobody's password but their own" in " ".join(proofs.about_login(pam, 1000))
-    assert not list(proofs.about_login(pam, 0))
+    assert ["every account of this machine" in one for one in proofs.about_login(pam, 0)] == [True]
+    world = settings.Login(authenticator="oauthenticator.github.GitHubOAuthenticator", settings={"allow_all": True})
+    assert "everybody whom the authenticator knows" in " ".join(proofs.about_login(settings.Settings(login=world), 0))
+    for one in (replace(world, settings={"allowed_organizations": ["course"]}), replace(pam.login, users=("ada",))):
+        assert not list(proofs.about_login(settings.Settings(login=one), 0))
     plain = replace(pam, hub=settings.Hub(plain=True))
     assert "unencrypted" in " ".join(proofs.about_login(plain, 0))
 
@@ -287,6 +294,8 @@ def test_the_file_is_python_and_names_images_by_digest_only() -> None:
          ["c.Authenticator.allow_all = False", "allowed_users = ['ada', 'grace']"]),
         ('[login]\nadmins = ["teacher"]\n',
          ["admin_users = ['teacher']", "SharedPasswordAuthenticator.admin_password"]),
+        ('[login]\nauthenticator = "pam"\nadmins = ["teacher"]\n[login.settings]\nallowed_groups = ["course"]\n',
+         ["Authenticator.allow_all = False", "Authenticator.allowed_users = ['teacher']"]),
         ('[login]\nauthenticator = "pam"\n[login.settings]\nservice = "login"\n',
          ["'jupyterhub.auth.PAMAuthenticator'", "c.PAMAuthenticator.service = logins.resolved('login', "]),
     ],
@@ -318,10 +327,22 @@ def test_a_private_proxys_password_is_not_written_down(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "trait", ["client_secret", "admin_password", "token", "api_key", "signing_keys", "client_secrets", "api_tokens"]
+    "trait",
+    [
+        "client_secret",
+        "admin_password",
+        "token",
+        "api_key",
+        "signing_keys",
+        "client_secrets",
+        "api_tokens",
+        "consumers",
+    ],
 )
 def test_a_trait_that_is_a_secret_has_to_be_a_reference(trait: str) -> None:
     assert list(secret.find_plain("geheim", trait)) == [trait]
+    assert list(secret.find_plain({"moodle": "geheim"}, trait)) == [f"{trait}.moodle"]
+    assert not list(secret.find_plain({"moodle": "env:MOODLE"}, trait))
 
 
 @pytest.mark.parametrize(
@@ -344,6 +365,112 @@ def test_a_value_of_the_wrong_kind_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"line 4: .*open_sessions is wrong") as error:
         logins.prove(told)
     assert "geheim" not in str(error.value) and "boolean" in error.value.fix
+
+
+NULL = '[login]\nauthenticator = "jupyterhub.auth.NullAuthenticator"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (NULL, "line 2: [login]: nothing says who may come in"),
+        (f'{NULL}admins = ["ada"]\n', "line 2: [login]: nothing says who may come in"),
+        (f'{NULL}users = ["a"]\n[login.settings]\nallow_all = true\n', "line 5: .*everybody comes in, so users counts"),
+        ('[login]\nauthenticator = "pam"\n[login.settings]\nallow_all = true\nallowed_groups = ["a"]\n',
+         "line 4: .*everybody comes in, so allowed_groups counts"),
+    ],
+)  # fmt: skip
+def test_a_class_is_told_who_comes_in_and_told_once(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words.replace("[", "\\[")) as error:
+        logins.prove(written(tmp_path, text))
+    assert error.value.fix
+
+
+@pytest.mark.parametrize(
+    "text", ['users = ["ada"]\n', "[login.settings]\nallow_all = true\n", "[login.settings]\nallow_all = false\n"]
+)
+def test_a_class_that_is_told_who_comes_in_is_taken(tmp_path: Path, text: str) -> None:
+    logins.prove(written(tmp_path, NULL + text))
+
+
+def test_an_authenticators_own_list_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The class as the file configures it, with groups of this machine; the password is taken as proven."""
+    from jupyterhub.auth import PAMAuthenticator
+    from traitlets.config import Config
+
+    own = pwd.getpwuid(os.getuid())
+    group = grp.getgrgid(own.pw_gid)
+    outside = next(
+        one.pw_name for one in pwd.getpwall() if one.pw_gid != own.pw_gid and one.pw_name not in group.gr_mem
+    )
+    told = written(
+        tmp_path, f'[login]\nauthenticator = "pam"\n[login.settings]\nallowed_groups = ["{group.gr_name}"]\n'
+    )
+    logins.prove(told)
+    made = Config()
+    exec(compile(rendered(told), "jupyterhub_config.py", "exec"), {"get_config": lambda: made})  # noqa: S102
+    monkeypatch.setattr(PAMAuthenticator, "authenticate", lambda _self, _handler, data: data["username"])
+    door = PAMAuthenticator(config=made)
+
+    def come_in(name: str) -> Any:
+        return asyncio.run(door.get_authenticated_user(None, {"username": name, "password": ""}))
+
+    assert come_in(outside) is None
+    assert come_in(own.pw_name)["name"] == own.pw_name
+
+
+@pytest.mark.parametrize(
+    ("given", "is_open"),
+    [
+        ({}, True),
+        ({"allow_all": True, "allowed_idps": {"a": {}}}, True),
+        ({"allow_all": False}, False),
+        ({"allowed_organizations": ["a"]}, False),
+        ({"idps": {"a": {"allowed_domains": ["b"]}}}, False),
+    ],
+)
+def test_only_where_nothing_says_otherwise_everybody_comes_in(given: dict[str, Any], is_open: bool) -> None:
+    login = settings.Login(authenticator=settings.PAM, settings=given)
+    assert login.is_open == is_open
+    logins.require_list(settings.Settings(login=login))
+
+
+def test_who_is_in_and_not_on_the_list_is_found_in_the_hubs_database(tmp_path: Path) -> None:
+    from traitlets.config import Config
+
+    given = {
+        "JupyterHub": {"authenticator_class": logins.CLASSES["pam"]},
+        "Authenticator": {"username_map": {"a": "ada"}},
+    }
+    file, hub = tmp_path / "a?b#c%41.sqlite", Config(given)
+    assert logins.removed(hub, str(file), ["ada"]) == set()
+    assert not file.exists()
+    with contextlib.closing(sqlite3.connect(file)) as made:
+        assert logins.removed(hub, str(file), ["ada"]) == set()
+        made.execute("create table users (id integer primary key, name varchar)")
+        made.executemany("insert into users (name) values (?)", [("ada",), ("grace",), ("teacher",)])
+        made.commit()
+    for names in (["ada", "teacher"], ["a", "teacher"]):
+        assert logins.removed(hub, str(file), names) == {"grace"}
+    file.write_bytes(b"no database" * 1000)
+    with pytest.raises(sqlite3.DatabaseError):  # and not nobody
+        logins.removed(hub, str(file), ["ada"])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", ""),
+        ('users = ["b"]\nadmins = ["a"]\n', "PAMAuthenticator.blocked_users = {}, ['a', 'b']) | set([])"),
+        ('users = ["b"]\n[login.settings]\nallowed_groups = ["c"]\n', ""),  # others are let in, whom no list names
+        ('users = ["b"]\n[login.settings]\nblocked_users = ["d"]\n',
+         "PAMAuthenticator.blocked_users = {}, ['b']) | set(['d'])"),
+    ],
+)  # fmt: skip
+def test_a_list_of_users_puts_out_all_others(tmp_path: Path, text: str, line: str) -> None:
+    made = rendered(written(tmp_path, f'[login]\nauthenticator = "pam"\n{text}'))
+    wanted = line.replace("{}", f"logins.removed(c, {str(state.place() / state.DATABASE)!r}")
+    assert wanted in made and ("logins.removed" in made) == bool(line)
 
 
 # --- the keeper ---------------------------------------------------------------------------------------------------

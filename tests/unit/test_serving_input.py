@@ -99,6 +99,7 @@ def test_the_bases_of_classes_are_known() -> None:
         ("imagePullSecrets: [regcred]", 0),
         ("existingSecret: labrig-hub", 0),
         ("a: {client_secrets: geheim}", 1),
+        ("a: {consumers: {moodle: geheim}}", 1),
         ("a: {api_tokens: [geheim, geheim]}", 2),
         ("a: {x: {client_secret: geheim}}", 1),
     ],
