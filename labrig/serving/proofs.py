@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import compat, daemon, image, spec
+from labrig import compat, daemon, image, network, spec
 from labrig.errors import BuildError, HostError, UsageError
 from labrig.host import Host, read_host
 from labrig.serving import Offer, logins, offers, state
@@ -73,6 +73,7 @@ def prove(root: Path, settings: Settings, place: Path) -> Proven:
     gpus = {one.target: cards(targets[one.target], host) for one in kept if one.device == "cuda"}
     notices += about_gpus(kept, len(set().union(*gpus.values())), settings.students)
     notices += about_login(settings, os.getuid())
+    notices += about_private_proxy()
     notices += about_metadata(Path("/sys/class/dmi/id"))
     return Proven(kept, gpus, proxy, tuple(notices))
 
@@ -223,6 +224,13 @@ def about_login(settings: Settings, user: int) -> Iterator[str]:
         yield f"PAM as user {user}, who is not root, may prove nobody's password but their own"
     if settings.hub.plain:
         yield "plain = true: passwords cross the network unencrypted"
+
+
+def about_private_proxy() -> Iterator[str]:
+    """A word where students' servers are not given the login of a proxy that needs one."""
+    if network.has_login():
+        yield (f"students' servers are told the proxy of {network.PROXY} without its user and password, which every "
+               "student could read there: where it lets nobody through without, docs/network.md says what to do")  # fmt: skip
 
 
 def about_metadata(dmi: Path) -> Iterator[str]:

@@ -309,9 +309,30 @@ def test_a_reference_stays_one_in_the_file(tmp_path: Path, monkeypatch: pytest.M
     assert logins.resolved({"a": ["env:LABRIG_TEST_SECRET", 1]}, "x") == {"a": ["geheim-geheim", 1]}
 
 
-def test_a_private_proxys_password_is_not_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LABRIG_PROXY", "http://user:geheim@proxy.example.org:3128")
-    assert "geheim" not in rendered(settings.Settings())
+def executed(text: str) -> Any:
+    """The configuration as a hub reads it."""
+    from traitlets.config import Config
+
+    made = Config()
+    exec(text, {"get_config": lambda: made})  # noqa: S102 - it is ours
+    return made
+
+
+@pytest.mark.parametrize("login", ["user:geheim@", "geheim@", ""])
+def test_a_private_proxys_password_is_neither_written_down_nor_given_to_students(
+    login: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LABRIG_CACHE", str(tmp_path))
+    monkeypatch.setenv("LABRIG_PROXY", f"http://{login}proxy.example.org:3128")
+    state.secret_file(state.PASSWORD, 6)
+    text = rendered(settings.Settings())
+    given = executed(text).DockerSpawner.environment
+    assert "geheim" not in text + str(given)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        assert given[name] == "http://proxy.example.org:3128"
+    assert NOTE.hub_address in given["NO_PROXY"]
+    said = " ".join(proofs.about_private_proxy())
+    assert bool(said) == bool(login) and "geheim" not in said
 
 
 # --- logins -------------------------------------------------------------------------------------------------------
