@@ -88,7 +88,8 @@ def prepared(folder: Path, settings: str = "", *, hub: str = "", **variables: st
 
     ``settings`` are tables of serve.toml; ``hub`` more keys of its table [hub].
     """
-    made = Hub(copy_of_checkout(folder / "labrig"), folder / "cache", registries.free_port())
+    # Of a length and with letters that a socket's path may not have.
+    made = Hub(copy_of_checkout(folder / "labrig"), folder / "Cache of a hub" / ("x" * 90), registries.free_port())
     made.variables = {"LABRIG_CACHE": str(made.cache), **variables}
     made.config.write_text(f"[hub]\nport = {made.port}\n{hub}\n{settings}\n")
     note_image(made.checkout)

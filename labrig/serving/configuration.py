@@ -81,7 +81,7 @@ def draft(settings: Settings, offered: Sequence[Offer], root: Path) -> str:
     and an image is known by its config, as an engine without containerd's store knows it."""
     hub = settings.hub
     note = state.Note(
-        url="", address=hub.address, port=hub.port, api_port=0, hub_address="127.0.0.1", hub_port=0, proxy="",
+        url="", address=hub.address, port=hub.port, hub_address="127.0.0.1", hub_port=0, proxy="",
         certificate=str(hub.certificate or ""), key=str(hub.key or ""), asked="", checkout=str(root), since="",
     )  # fmt: skip
     images = {one: one.config for one in offered if one.hub}

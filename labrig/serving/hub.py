@@ -192,7 +192,6 @@ def _note(
         url=f"{scheme}://{f'[{name}]' if ':' in name else name}:{hub.port}/",
         address=hub.address,
         port=hub.port,
-        api_port=proofs.free_port("127.0.0.1"),
         hub_address=gateway,
         hub_port=hub_port,
         proxy=proven.proxy,

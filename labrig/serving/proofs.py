@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 PROXY = "configurable-http-proxy"
-PROXY_MAJOR = 5  # what we have run
-INSTALL = f"sudo apt install nodejs npm && sudo npm install --global {PROXY}@{PROXY_MAJOR}"
+PROXY_LEAST = (5, 2)  # the first with --api-socket
+INSTALL = f"sudo apt install nodejs npm && sudo npm install --global {PROXY}@{PROXY_LEAST[0]}"
 ROOM = 64 << 20  # bytes that the hub's folder needs: its database, its log
 ENGINE_ROOM = 1 << 30  # bytes that the engine needs for students' volumes and logs
 METADATA = ("169.254.169.254", 80)  # where clouds tell a virtual machine its keys, and whoever asks from it
@@ -89,13 +89,14 @@ def require_proxy() -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"{PROXY} does not run", found=f"{path}: {str(error)[:200]}", fix=INSTALL) from None
-    version = re.search(r"(\d+)\.\d+\.\d+", done.stdout)
+    version = re.search(r"(\d+)\.(\d+)\.\d+", done.stdout)
     if done.returncode or not version:
         said = (done.stderr.strip() or done.stdout.strip()).partition("\n")[0][:200]
         raise HostError(f"{PROXY} does not run", found=f"{path}: {said}", fix=INSTALL)
-    if int(version[1]) < PROXY_MAJOR:
-        raise HostError(f"{PROXY} is too old", found=version[0], fix=INSTALL)
-    return path
+    if (int(version[1]), int(version[2])) < PROXY_LEAST:
+        least = ".".join(map(str, PROXY_LEAST))
+        raise HostError(f"{PROXY} is too old", found=f"{version[0]}, needed is {least}", fix=INSTALL)
+    return str(Path(path).absolute())
 
 
 def require_room(folder: Path, least: int, what: str) -> None:
@@ -229,8 +230,8 @@ def about_login(settings: Settings, user: int) -> Iterator[str]:
 def about_private_proxy() -> Iterator[str]:
     """A word where students' servers are not given the login of a proxy that needs one."""
     if network.has_login():
-        yield (f"students' servers are told the proxy of {network.PROXY} without its user and password, which every "
-               "student could read there: where it lets nobody through without, docs/network.md says what to do")  # fmt: skip
+        yield (f"students' servers are told the proxy of {network.PROXY} without its user and password, which "
+               "students could read: if it lets nobody through without, docs/network.md says what to do")  # fmt: skip
 
 
 def about_metadata(dmi: Path) -> Iterator[str]:

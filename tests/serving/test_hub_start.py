@@ -174,6 +174,19 @@ def test_a_killed_hub_comes_back_and_leaves_no_second_culler(hub: Hub) -> None:
     until(lambda: sum("--cull-every" in command for command in processes(hub).values()) == 1)
 
 
+def test_only_the_hubs_user_reaches_what_the_proxy_takes_routes_from(hub: Hub) -> None:
+    """The proxy's token goes there, also while the proxy is down: a port could be taken by any account meanwhile."""
+    proxy = Path("/proc", str(hub.process("proxy")))
+    own = set()
+    for one in (proxy / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            own.add(str(one.readlink()))
+    rows = [row.split() for name in ("tcp", "tcp6") for row in (proxy / "net" / name).read_text().splitlines()[1:]]
+    listening = {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own}
+    assert listening == {hub.port}
+    assert (hub.place / "proxy-api").is_socket() and (hub.place / "proxy-api").stat().st_mode & 0o077 == 0
+
+
 def test_a_killed_proxy_comes_back_with_its_routes(hub: Hub) -> None:
     ada = seated(hub, "ada")
     before = hub.process("proxy")
@@ -343,7 +356,7 @@ def test_no_proxy_program_and_one_that_does_not_run(place: Hub, tmp_path: Path) 
     assert "configurable-http-proxy is not installed" in said
     assert "npm install --global configurable-http-proxy" in said
     program = tmp_path / "bin" / "configurable-http-proxy"
-    for text, words in (("exit 1", "does not run"), ("echo 4.2.0", "is too old")):
+    for text, words in (("exit 1", "does not run"), ("echo 5.1.0", "is too old")):
         program.write_text(f"#!/bin/sh\n{text}\n")
         program.chmod(0o755)
         assert words in refused(place, 3, PATH=path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import fcntl
+import json
 import os
 import re
 import socket
@@ -31,9 +32,7 @@ CPU = Offer(
     "2.13.0", "cpu", "cpu", "", (), "6.1.1", "for anybody",
 )  # fmt: skip
 CUDA = replace(CPU, target="cuda", device="cuda", config=f"sha256:{'3' * 64}", image="labrig/cuda:1")
-NOTE = state.Note(
-    "http://127.0.0.1:8000/", "127.0.0.1", 8000, 8001, "172.18.0.1", 8081, "/bin/proxy", "", "", "", "", ""
-)
+NOTE = state.Note("http://127.0.0.1:8000/", "127.0.0.1", 8000, "172.18.0.1", 8081, "/bin/proxy", "", "", "", "", "")
 TARGETS = spec.read(ROOT / "images" / spec.TABLE).targets
 GPU = Gpu("NVIDIA A2", "8.6")
 
@@ -324,6 +323,7 @@ def test_a_private_proxys_password_is_neither_written_down_nor_given_to_students
 ) -> None:
     monkeypatch.setenv("LABRIG_CACHE", str(tmp_path))
     monkeypatch.setenv("LABRIG_PROXY", f"http://{login}proxy.example.org:3128")
+    monkeypatch.chdir(tmp_path)  # it goes to its own folder
     state.secret_file(state.PASSWORD, 6)
     text = rendered(settings.Settings())
     given = executed(text).DockerSpawner.environment
@@ -371,7 +371,7 @@ def test_a_value_of_the_wrong_kind_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_a_child_that_dies_is_started_later_and_later() -> None:
-    child = keeper.Child("hub", ["true"])
+    child = keeper.Child("hub", ["true"], Path("/"))
     assert child.is_due(100.0)
     for deaths, wait in ((1, 0.5), (2, 1.0), (3, 2.0), (4, 4.0)):
         child.deaths = [100.0] * deaths
@@ -383,7 +383,8 @@ def test_no_secret_is_on_a_command_line() -> None:
     proxy, hub = keeper.children(note, Path("/place"))
     words = " ".join([*proxy.command, *hub.command])
     assert not re.search(r"token|password|secret", words)
-    assert "--ssl-cert /c.pem --ssl-key /k.pem" in words and "--api-ip 127.0.0.1" in words
+    assert "--ssl-cert /c.pem --ssl-key /k.pem" in words
+    assert "--api-socket proxy-api " in words and "--api-port" not in words
 
 
 def test_hubs_of_two_folders_share_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,7 +400,13 @@ def test_a_damaged_note_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert state.read() is None
     state.write(NOTE)
     assert state.read() == NOTE
-    (tmp_path / "hub" / state.NOTE).write_text('{"url": 1}')
+    file = tmp_path / "hub" / state.NOTE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "api_port": 8001}))  # as an older labrig noted
+    assert state.read() == NOTE
+    file.write_text("[1]")
+    with pytest.raises(BuildError, match="damaged"):
+        state.read()
+    file.write_text('{"url": 1}')
     with pytest.raises(BuildError, match="damaged"):
         state.read()
     state.write(replace(NOTE, port="8000"))  # type: ignore[arg-type]
