@@ -320,7 +320,8 @@ def down() -> list[str]:
         server_native.stop(KEEPER, state.place())
         with daemon.connect() as client:
             found = _containers(client)
-            for one in found:
+            mine = f"{state.MARK}={state.mark()}"  # also what holds a volume and does not run
+            for one in client.containers.list(all=True, filters={"label": mine}, ignore_removed=True):
                 _remove(one)
         _forget()
     lines = ["ended the hub"] if was else []

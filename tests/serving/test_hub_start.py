@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import certificates
@@ -22,7 +24,8 @@ import hubs
 import pytest
 from hubs import Hub, Student
 
-from labrig import image
+from labrig import daemon, image
+from labrig.serving import inside
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 
@@ -225,8 +228,30 @@ def test_other_settings_are_not_taken_by_a_hub_that_runs(hub: Hub) -> None:
         hub.config.write_text(text)
 
 
-def test_down_ends_all_and_up_knows_everybody_again(hub: Hub) -> None:
+def leave_half_made(hub: Hub, name: str) -> str:
+    """A student's volume as a hub leaves it that is killed while it makes it; gives the volume's name."""
+    volume = f"labrig-hub-{hubs.mark(hub)}-{name}"
+    one = inside.Choice("cpu", "", "", 0, "labrig/cpu:latest")
+    with daemon.connect() as client:
+
+        async def docker(method: str, *words: Any, **more: Any) -> None:
+            getattr(client.api, method)(*words, **more)
+            if method == "create_container":
+                raise ProcessLookupError("killed")
+
+        spawner = SimpleNamespace(
+            container_name=volume, volume_binds={volume: {"bind": str(image.WORK)}}, docker=docker, client=client.api,
+            user=SimpleNamespace(name=name),
+        )  # fmt: skip
+        with pytest.raises(ProcessLookupError):
+            asyncio.run(inside.make_folder(one, spawner))
+    return volume
+
+
+def test_down_ends_all_and_up_knows_everybody_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     seated(hub, "ada")
+    monkeypatch.setenv("LABRIG_CACHE", str(hub.cache))
+    volume = leave_half_made(hub, "grace")
     password = hub.secret()
     [server] = [one for one in hub.status()["servers"] if one["user"] == "ada"]
     written = f"from pathlib import Path; Path('{image.WORK}/mine').write_text('kept')"
@@ -235,6 +260,8 @@ def test_down_ends_all_and_up_knows_everybody_again(hub: Hub) -> None:
     done = hub.invoke("serve", "--down")
     assert "ended the hub" in done.stdout and "ada" in done.stdout and "their files stay" in done.stdout
     assert not processes(hub) and not engine_has(hub)
+    assert "grace" not in done.stdout
+    subprocess.run(["docker", "volume", "rm", volume], check=True, timeout=60)  # as docs/scale.md has it
     assert hub.status()["state"] == "not started"
     again = hub.invoke("serve", "--down")
     assert again.stdout == "" and again.stderr == "nothing runs here\n"
