@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import socket
-import ssl
 import subprocess
 import time
 import urllib.error
@@ -19,9 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import certificates
 import hubs
 import pytest
+import seats
 from hubs import Hub, Student
 
 from labrig import daemon, image
@@ -272,17 +271,18 @@ def test_down_ends_all_and_up_knows_everybody_again(hub: Hub, monkeypatch: pytes
     assert read.stdout == b"kept\n"
 
 
-def test_with_a_certificate_it_speaks_tls(tmp_path: Path) -> None:
-    ca, _ = certificates.make(tmp_path)
-    more = f'certificate = "{tmp_path / "leaf.crt"}"\nkey = "{tmp_path / "leaf.key"}"\n'
-    with hubs.serve(tmp_path, hub=more) as hub:
+def test_with_a_certificate_all_is_tls_up_to_the_kernel(tmp_path: Path) -> None:
+    with hubs.serve(tmp_path, tls=True) as hub:
         said = hub.status()
-        assert said["url"] == f"https://127.0.0.1:{hub.port}/" and said["state"] == "running"
-        trusted = ssl.create_default_context(cafile=str(ca))
-        with urllib.request.urlopen(f"{said['url']}hub/login", context=trusted, timeout=30) as page:  # noqa: S310
-            assert page.status == 200 and "Secure" in page.headers["Set-Cookie"]
+        assert said["url"] == hub.url == f"https://127.0.0.1:{hub.port}/" and said["state"] == "running"
         with pytest.raises(urllib.error.URLError):
-            urllib.request.urlopen(f"{said['url']}hub/login", timeout=30)  # noqa: S310
+            urllib.request.urlopen(f"{hub.url}hub/login", timeout=30)  # noqa: S310 - of a CA that nobody knows
+        ada = Student(hub, "ada")
+        seats.started(ada)
+        assert seats.run(ada, "print(6 * 7)") == "42\n"
+        assert {"jupyterhub-session-id", "jupyterhub-user-ada"} <= {one.name for one in ada.cookies}
+        # The key of JupyterLab's forms is not secure, and opens nothing by itself.
+        assert {one.name for one in ada.cookies if not one.secure} <= {"_xsrf"}
 
 
 def test_a_hub_that_does_not_stay_is_given_up_with_the_reason(place: Hub) -> None:
