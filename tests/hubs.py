@@ -42,10 +42,11 @@ class Hub:
     variables: dict[str, str] = field(default_factory=dict)
     places: set[str] = field(default_factory=set)  # where its hubs have answered students' servers
     ca: Path | None = None  # who has signed its certificate; None: it speaks http
+    host: str = "127.0.0.1"
 
     @property
     def url(self) -> str:
-        return f"{'https' if self.ca else 'http'}://127.0.0.1:{self.port}/"
+        return f"{'https' if self.ca else 'http'}://{self.host}:{self.port}/"
 
     @property
     def place(self) -> Path:
@@ -86,18 +87,23 @@ class Hub:
 
 
 @contextmanager
-def prepared(folder: Path, settings: str = "", *, hub: str = "", tls: bool = False, **variables: str) -> Iterator[Hub]:
+def prepared(
+    folder: Path, settings: str = "", *, hub: str = "", tls: bool = False, name: str = "", **variables: str
+) -> Iterator[Hub]:
     """A checkout whose hub can be started; all that it starts is taken away at the end, its volumes too.
 
     ``settings`` are tables of serve.toml; ``hub`` more keys of its table [hub]; with ``tls`` a CA of its own has signed
-    for it.
+    for it and, with ``name``, for each host below that.
     """
     # Of a length and with letters that a socket's path may not have.
     made = Hub(copy_of_checkout(folder / "labrig"), folder / "Cache of a hub" / ("x" * 90), registries.free_port())
     made.variables = {"LABRIG_CACHE": str(made.cache), **variables}
+    if name:
+        made.host = name
+        hub += f'\nname = "{name}"'
     if tls:
-        made.ca, _ = certificates.make(folder)
-        hub += f'\ncertificate = "{folder / "leaf.crt"}"\nkey = "{folder / "leaf.key"}"\n'
+        made.ca, _ = certificates.make(folder, f"DNS:{name},DNS:*.{name}" if name else "IP:127.0.0.1")
+        hub += f'\ncertificate = "{folder / "leaf.crt"}"\nkey = "{folder / "leaf.key"}"'
     made.config.write_text(f"[hub]\nport = {made.port}\n{hub}\n{settings}\n")
     note_image(made.checkout)
     try:
@@ -108,9 +114,9 @@ def prepared(folder: Path, settings: str = "", *, hub: str = "", tls: bool = Fal
 
 
 @contextmanager
-def serve(folder: Path, settings: str = "", *, hub: str = "", tls: bool = False, **variables: str) -> Iterator[Hub]:
+def serve(folder: Path, settings: str = "", **more: Any) -> Iterator[Hub]:
     """The same, up."""
-    with prepared(folder, settings, hub=hub, tls=tls, **variables) as made:
+    with prepared(folder, settings, **more) as made:
         made.up()
         yield made
 

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from labrig import cli, daemon, published, server_native
 from labrig.errors import BuildError, HostError, UsageError
@@ -187,9 +188,8 @@ def _note(
             ) from None
     else:
         hub_port = proofs.free_port(gateway)
-    scheme, name = "https" if hub.certificate else "http", hub.name or hub.address
     return state.Note(
-        url=f"{scheme}://{f'[{name}]' if ':' in name else name}:{hub.port}/",
+        url=files.url(hub),
         address=hub.address,
         port=hub.port,
         hub_address=gateway,
@@ -200,6 +200,7 @@ def _note(
         asked=asked,
         checkout=str(root),
         since=datetime.now(UTC).isoformat("T", "seconds"),
+        subdomains=hub.subdomains,
     )
 
 
@@ -242,7 +243,8 @@ def _wait(note: state.Note) -> None:
 
 def answers(note: state.Note) -> bool:
     """Whether the hub answers, and then whether it does through its proxy, which would log each attempt before."""
-    if not _answers(http.client.HTTPConnection(note.hub_address, note.hub_port, timeout=ANSWER)):
+    host = urlsplit(note.url).netloc  # by which the proxy routes where students have hosts of their own
+    if not _answers(http.client.HTTPConnection(note.hub_address, note.hub_port, timeout=ANSWER), host):
         return False
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(note.address, note.address)  # noqa: S104
     connection = (
@@ -250,14 +252,14 @@ def answers(note: state.Note) -> bool:
         if note.certificate
         else http.client.HTTPConnection(address, note.port, timeout=ANSWER)
     )
-    return _answers(connection)
+    return _answers(connection, host)
 
 
-def _answers(connection: http.client.HTTPConnection) -> bool:
+def _answers(connection: http.client.HTTPConnection, host: str) -> bool:
     """Whether a hub's API is there; the proxy alone has no JSON there."""
     with contextlib.closing(connection):
         try:
-            connection.request("GET", "/hub/api/")
+            connection.request("GET", "/hub/api/", headers={"Host": host})
             answer = connection.getresponse()
             return answer.status == http.client.OK and "version" in json.load(answer)
         except (OSError, http.client.HTTPException, ValueError, TypeError):

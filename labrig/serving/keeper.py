@@ -58,6 +58,8 @@ def children(note: state.Note, place: Path) -> tuple[Child, Child]:
              "--api-socket", state.PROXY_SOCKET, "--error-target", f"{hub}/error", "--log-level", "warn"]  # fmt: skip
     if note.certificate:
         proxy += ["--ssl-cert", note.certificate, "--ssl-key", note.key]
+    if note.subdomains:
+        proxy.append("--host-routing")
     return (
         Child("proxy", proxy, place, Path(state.PROXY_SOCKET), colours=True),
         Child("hub", [sys.executable, "-m", "jupyterhub", "-f", str(place / state.CONFIG)], Path(note.checkout)),

@@ -321,14 +321,17 @@ def require_certificate(settings: Settings, now: datetime) -> Iterator[str]:
             found=f"{hub.certificate}: from {since:%Y-%m-%d} to {until:%Y-%m-%d}; here it is {now:%Y-%m-%d}",
             fix="renew it where it came from",
         )
-    wanted = hub.name or hub.address
+    wanted = {"name" if hub.name else "certificate": hub.name or hub.address}
+    if hub.subdomains:
+        wanted["subdomains"] = f"*.{hub.name}"
     names = names_of(certificate)
-    if not any(_is_for(name, wanted) for name in names):
-        raise UsageError(
-            f"{at.at('name' if hub.name else 'certificate')}: the certificate is not for {wanted}",
-            found=f"{hub.certificate} is for {', '.join(names)[:200] or 'no name at all'}",
-            fix="write in name what students type and the certificate is for, or get one for that name",
-        )
+    for key, host in wanted.items():
+        if not any(_is_for(name, host) for name in names):
+            raise UsageError(
+                f"{at.at(key)}: the certificate is not for {host}",
+                found=f"{hub.certificate} is for {', '.join(names)[:200] or 'no name at all'}",
+                fix="write in name what students type and the certificate is for, or get one for that name",
+            )
     if until - now < SOON:
         yield f"the certificate ends on {until:%Y-%m-%d}: renew it, then invoke serve --down and --hub"
 

@@ -37,6 +37,7 @@ class Note:
     asked: str  # digest of the settings and the published images
     checkout: str
     since: str  # UTC, ISO 8601
+    subdomains: bool = False  # each student's server at a host of its own
 
 
 def place() -> Path:

@@ -271,16 +271,27 @@ def test_down_ends_all_and_up_knows_everybody_again(hub: Hub, monkeypatch: pytes
     assert read.stdout == b"kept\n"
 
 
-def test_with_a_certificate_all_is_tls_up_to_the_kernel(tmp_path: Path) -> None:
-    with hubs.serve(tmp_path, tls=True) as hub:
+@pytest.mark.parametrize("name", ["", "lab.test"])
+def test_with_a_certificate_all_is_tls_up_to_the_kernel(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a name, each student's server has a host of its own below it, which a DNS would lead here."""
+    known = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo",
+        lambda host, *words, **more: known("127.0.0.1" if str(host).endswith("lab.test") else host, *words, **more),
+    )  # fmt: skip
+    with hubs.serve(tmp_path, hub="subdomains = true" if name else "", tls=True, name=name) as hub:
         said = hub.status()
-        assert said["url"] == hub.url == f"https://127.0.0.1:{hub.port}/" and said["state"] == "running"
+        assert said["url"] == hub.url == f"https://{name or '127.0.0.1'}:{hub.port}/" and said["state"] == "running"
         with pytest.raises(urllib.error.URLError):
             urllib.request.urlopen(f"{hub.url}hub/login", timeout=30)  # noqa: S310 - of a CA that nobody knows
         ada = Student(hub, "ada")
         seats.started(ada)
         assert seats.run(ada, "print(6 * 7)") == "42\n"
-        assert {"jupyterhub-session-id", "jupyterhub-user-ada"} <= {one.name for one in ada.cookies}
+        own = {one.domain for one in ada.cookies if one.name == "jupyterhub-user-ada"}
+        assert own == {f"ada.{name}" if name else "127.0.0.1"}
+        assert "jupyterhub-session-id" in {one.name for one in ada.cookies}
         # The key of JupyterLab's forms is not secure, and opens nothing by itself.
         assert {one.name for one in ada.cookies if not one.secure} <= {"_xsrf"}
 

@@ -105,6 +105,31 @@ def test_a_wrong_certificate_is_named_by_its_line(
     assert words in str(error.value) and error.value.fix
 
 
+@pytest.mark.parametrize(("name", "wrong"), [("room.example.edu", "room.example.edu"), ("lab.example.edu", "*.lab")])
+def test_hosts_of_students_need_a_certificate_for_the_name_and_below(
+    made: Path, tmp_path: Path, name: str, wrong: str
+) -> None:
+    files = f'certificate = "{made / "leaf.crt"}"\nkey = "{made / "leaf.key"}"\n'
+    told = written(tmp_path, f'[hub]\nname = "{name}"\nsubdomains = true\n{files}')
+    with pytest.raises(UsageError, match=re.escape(f"the certificate is not for {wrong}")):
+        list(proofs.require_certificate(told, NOW))
+    certificates.make(tmp_path, f"DNS:{name},DNS:*.{name}")
+    files = f'certificate = "{tmp_path / "leaf.crt"}"\nkey = "{tmp_path / "leaf.key"}"\n'
+    told = written(tmp_path, f'[hub]\nname = "{name}"\nsubdomains = true\n{files}')
+    assert len(list(proofs.require_certificate(told, NOW))) == 1
+    note = replace(NOTE, url=settings.url(told.hub), certificate="/c.pem", key="/k.pem", subdomains=True)
+    assert f"c.JupyterHub.subdomain_host = 'https://{name}:8000'" in rendered(told, note)
+    assert "--host-routing" in keeper.children(note, tmp_path)[0].command
+    assert "--host-routing" not in keeper.children(NOTE, tmp_path)[0].command and "subdomain" not in rendered(told)
+
+
+@pytest.mark.parametrize("more", ["", 'name = "lab.example.edu"', 'certificate = "/c"\nkey = "/k"',
+                                  'name = "10.0.0.1"\ncertificate = "/c"\nkey = "/k"'])  # fmt: skip
+def test_hosts_of_students_need_a_name_and_tls(tmp_path: Path, more: str) -> None:
+    with pytest.raises(UsageError, match=r"line 2: \[hub\]: students' hosts need a name"):
+        written(tmp_path, f"[hub]\nsubdomains = true\n{more}\n")
+
+
 # --- images and GPUs ----------------------------------------------------------------------------------------------
 
 
