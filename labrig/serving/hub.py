@@ -57,7 +57,8 @@ class Server:
 
 @dataclass(frozen=True)
 class Status:
-    """How the hub is. ``why``: the reason, where the keeper has given up; ``engine``: why it could not be asked."""
+    """How the hub is. ``why``: the reason, where the keeper has given up; ``engine``: why it could not be asked;
+    ``full``: the folders on disks without room, with what is free."""
 
     state: str
     url: str
@@ -65,6 +66,7 @@ class Status:
     why: str
     servers: tuple[Server, ...]
     engine: str = ""
+    full: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """What a program would read of it."""
@@ -270,7 +272,7 @@ def _answers(connection: http.client.HTTPConnection, host: str) -> bool:
 
 
 def status() -> Status:
-    """How the hub is, and which servers of students run."""
+    """How the hub is, which servers of students run, and whether a disk has less room than a start asks for."""
     note, reason = state.read(), _why()
     if note is None:
         how = NONE
@@ -279,21 +281,24 @@ def status() -> Status:
     else:
         how = RUNNING if answers(note) else SILENT
     servers: tuple[Server, ...] = ()
-    engine = ""
+    engine, full = "", [proofs.lacks(state.place(), proofs.ROOM)] if state.place().exists() else []
     try:
         with daemon.connect() as client:
             servers = tuple(_server(one) for one in _containers(client))
+            if folder := proofs.engine_folder(client):
+                full.append(proofs.lacks(folder, proofs.ENGINE_ROOM))
     except HostError as error:
         engine = error.found or error.what
-    return Status(how, note.url if note else "", note.since if note else "", reason, servers, engine)
+    url, since = (note.url, note.since) if note else ("", "")
+    return Status(how, url, since, reason, servers, engine, tuple(filter(None, full)))
 
 
 def tell(found: Status) -> None:
     """Print the same for a person."""
     print(" ".join(filter(None, ["hub:", found.state, found.url, found.since and f"since {found.since}"])))
-    for line in filter(
-        None, [found.why, found.engine and f"the engine does not say which servers run: {found.engine}"]
-    ):
+    unknown = found.engine and f"the engine does not say which servers run: {found.engine}"
+    full = [f"the disk is full: {one}: {proofs.MORE_ROOM}" for one in found.full]
+    for line in filter(None, [found.why, unknown, *full]):
         print(line, file=sys.stderr)
     if found.servers:
         cli.print_table(COLUMNS, [[one.user, one.target, one.since, one.container] for one in found.servers])

@@ -31,6 +31,7 @@ PROXY_LEAST = (5, 2)  # the first with --api-socket
 INSTALL = f"sudo apt install nodejs npm && sudo npm install --global {PROXY}@{PROXY_LEAST[0]}"
 ROOM = 64 << 20  # bytes that the hub's folder needs: its database, its log
 ENGINE_ROOM = 1 << 30  # bytes that the engine needs for students' volumes and logs
+MORE_ROOM = "make room there (docker system df; invoke clean), or name another folder with LABRIG_CACHE"
 METADATA = ("169.254.169.254", 80)  # where clouds tell a virtual machine its keys, and whoever asks from it
 CLOUDS = re.compile("amazon|google|microsoft|digitalocean|openstack|hetzner|alibaba|oracle|scaleway|vultr", re.I)
 SOON = timedelta(days=14)  # a certificate that ends sooner is said
@@ -66,8 +67,8 @@ def prove(root: Path, settings: Settings, place: Path) -> Proven:
     targets = spec.read(root / "images" / spec.TABLE).targets
     with daemon.connect() as client:
         kept, said = find_images(client, found, settings, host, targets)
-        docker_root = Path(str(client.info().get("DockerRootDir", "/")))
-    if docker_root.exists():
+        docker_root = engine_folder(client)
+    if docker_root:
         require_room(docker_root, ENGINE_ROOM, "the engine's volumes of students")
     notices += said
     gpus = {one.target: cards(targets[one.target], host) for one in kept if one.device == "cuda"}
@@ -99,15 +100,22 @@ def require_proxy() -> str:
     return str(Path(path).absolute())
 
 
+def engine_folder(client: DockerClient) -> Path | None:
+    """Where the engine keeps students' volumes; None where that is not to be seen from here."""
+    folder = Path(str(client.info().get("DockerRootDir", "/")))
+    return folder if folder.exists() else None
+
+
 def require_room(folder: Path, least: int, what: str) -> None:
     """Raises BuildError where a disk has less than ``least`` bytes left."""
+    if found := lacks(folder, least):
+        raise BuildError(f"the disk is full: there is no room for {what}", found=found, fix=MORE_ROOM)
+
+
+def lacks(folder: Path, least: int) -> str:
+    """What is free of a disk that has less than ``least`` bytes left; empty: it has more."""
     free = shutil.disk_usage(folder).free
-    if free < least:
-        raise BuildError(
-            f"the disk is full: there is no room for {what}",
-            found=f"{folder}: {free >> 20} MiB free, {least >> 20} MiB needed",
-            fix="make room there (docker system df; invoke clean), or name another folder with LABRIG_CACHE",
-        )
+    return f"{folder}: {free >> 20} MiB free, {least >> 20} MiB needed" if free < least else ""
 
 
 def require_database(file: Path) -> None:

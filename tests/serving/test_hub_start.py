@@ -24,7 +24,8 @@ import seats
 from hubs import Hub, Student
 
 from labrig import daemon, image
-from labrig.serving import inside
+from labrig.serving import hub as serving
+from labrig.serving import inside, proofs
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 
@@ -129,6 +130,15 @@ def test_the_passwords_let_in_and_nothing_else_does(hub: Hub) -> None:
     assert Student(hub, "grace").ask("hub/admin")[0] == 403
     for name in ("../grace", "a b", "-x", "x" * 70):
         assert not Student(hub, name, password).is_in, name
+
+
+def test_status_says_that_the_engines_disk_is_full(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABRIG_CACHE", str(hub.cache))
+    monkeypatch.setattr(proofs, "ENGINE_ROOM", 1 << 60)  # more than any disk has
+    with daemon.connect() as client:
+        folder = client.info()["DockerRootDir"]
+    [line] = serving.status().full
+    assert line.startswith(f"{folder}: ") and line.endswith(f" {1 << 40} MiB needed")
 
 
 def test_status_names_the_servers_and_no_secret_is_anywhere(hub: Hub) -> None:
@@ -412,19 +422,35 @@ def test_nothing_was_published(place: Hub) -> None:
     assert "invoke publish" in refused(place, 3)
 
 
-def test_a_full_disk(place: Hub, tmp_path: Path) -> None:
+def test_a_full_disk(place: Hub) -> None:
+    """Before a start, and while the hub runs, which goes on once there is room again."""
     if os.getuid() != 0:
         pytest.skip("only root can mount a small disk")
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(small)], check=True, timeout=30)
+    place.cache.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(place.cache)], check=True, timeout=30)
+    fill = place.cache / "fill"
     try:
-        said = refused(place, 4, LABRIG_CACHE=str(small))
-        assert "the disk is full" in said and "8 MiB free" in said and "LABRIG_CACHE" in said
-        (small / "fill").write_bytes(b"x" * ((8 << 20) - (64 << 10)))
-        assert "the disk is full" in refused(place, 4, LABRIG_CACHE=str(small))
+        for left in (8 << 20, 64 << 10):
+            fill.write_bytes(bytes((80 << 20) - left))
+            said = refused(place, 4)
+            assert "the disk is full" in said and f"{left >> 20} MiB free" in said and "LABRIG_CACHE" in said
+        fill.unlink()
+        place.up()
+        assert place.status()["full"] == [] and "disk" not in place.invoke("serve", "--status").stderr
+        with contextlib.suppress(OSError), fill.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        [line] = place.status()["full"]
+        assert line.startswith(f"{place.place}: 0 MiB free")
+        said = place.invoke("serve", "--status").stderr
+        assert "the disk is full" in said and "make room" in said
+        Student(place, "ada")
+        fill.unlink()
+        assert Student(place, "grace").is_in
+        assert place.status()["state"] == "running" and place.status()["full"] == []
     finally:
-        subprocess.run(["umount", str(small)], check=True, timeout=30)
+        place.invoke("serve", "--down")
+        subprocess.run(["umount", str(place.cache)], check=True, timeout=30)
 
 
 def test_no_engine(place: Hub, tmp_path: Path) -> None:
