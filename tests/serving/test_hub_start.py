@@ -291,7 +291,10 @@ def test_with_a_certificate_all_is_tls_up_to_the_kernel(
         socket, "getaddrinfo",
         lambda host, *words, **more: known("127.0.0.1" if str(host).endswith("lab.test") else host, *words, **more),
     )  # fmt: skip
-    with hubs.serve(tmp_path, hub="subdomains = true" if name else "", tls=True, name=name) as hub:
+    through = {"LABRIG_PROXY": "http://svc:g3h31m@proxy.test:3128"}
+    with hubs.prepared(tmp_path, hub="subdomains = true" if name else "", tls=True, name=name, **through) as hub:
+        told = hub.up().stderr
+        assert "without its user and password" in told and "g3h31m" not in told
         said = hub.status()
         assert said["url"] == hub.url == f"https://{name or '127.0.0.1'}:{hub.port}/" and said["state"] == "running"
         with pytest.raises(urllib.error.URLError):
@@ -299,6 +302,7 @@ def test_with_a_certificate_all_is_tls_up_to_the_kernel(
         ada = Student(hub, "ada")
         seats.started(ada)
         assert seats.run(ada, "print(6 * 7)") == "42\n"
+        assert seats.run(ada, "import os; print(os.environ['HTTPS_PROXY'])") == "http://proxy.test:3128\n"
         own = {one.domain for one in ada.cookies if one.name == "jupyterhub-user-ada"}
         assert own == {f"ada.{name}" if name else "127.0.0.1"}
         assert "jupyterhub-session-id" in {one.name for one in ada.cookies}
