@@ -78,6 +78,20 @@ def proxy(environ: Mapping[str, str] = os.environ) -> str:
     return url.rstrip("/")
 
 
+def has_login(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the proxy's URL holds a user or a password. Raises UsageError where it is no such URL."""
+    return "@" in proxy(environ)
+
+
+def without_login(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment with a proxy's URL that anybody may read: without user and password.
+
+    Raises:
+        UsageError: LABRIG_PROXY cannot be meant.
+    """
+    return {**environ, PROXY: f"http://{proxy(environ).rpartition('@')[2]}"} if has_login(environ) else dict(environ)
+
+
 def no_proxy(environ: Mapping[str, str] = os.environ) -> str:
     """What is reached without a proxy, as NO_PROXY lists it: what the person lists there, and this machine."""
     named = [one.strip() for one in (environ.get("no_proxy") or environ.get("NO_PROXY") or "").split(",")]

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import urllib.error
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import certificates
 import registries
 
 ROOT = Path(__file__).parents[1]
@@ -39,10 +41,12 @@ class Hub:
     port: int
     variables: dict[str, str] = field(default_factory=dict)
     places: set[str] = field(default_factory=set)  # where its hubs have answered students' servers
+    ca: Path | None = None  # who has signed its certificate; None: it speaks http
+    host: str = "127.0.0.1"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
+        return f"{'https' if self.ca else 'http'}://{self.host}:{self.port}/"
 
     @property
     def place(self) -> Path:
@@ -83,13 +87,23 @@ class Hub:
 
 
 @contextmanager
-def prepared(folder: Path, settings: str = "", *, hub: str = "", **variables: str) -> Iterator[Hub]:
+def prepared(
+    folder: Path, settings: str = "", *, hub: str = "", tls: bool = False, name: str = "", **variables: str
+) -> Iterator[Hub]:
     """A checkout whose hub can be started; all that it starts is taken away at the end, its volumes too.
 
-    ``settings`` are tables of serve.toml; ``hub`` more keys of its table [hub].
+    ``settings`` are tables of serve.toml; ``hub`` more keys of its table [hub]; with ``tls`` a CA of its own has signed
+    for it and, with ``name``, for each host below that.
     """
-    made = Hub(copy_of_checkout(folder / "labrig"), folder / "cache", registries.free_port())
+    # Of a length and with letters that a socket's path may not have.
+    made = Hub(copy_of_checkout(folder / "labrig"), folder / "Cache of a hub" / ("x" * 90), registries.free_port())
     made.variables = {"LABRIG_CACHE": str(made.cache), **variables}
+    if name:
+        made.host = name
+        hub += f'\nname = "{name}"'
+    if tls:
+        made.ca, _ = certificates.make(folder, f"DNS:{name},DNS:*.{name}" if name else "IP:127.0.0.1")
+        hub += f'\ncertificate = "{folder / "leaf.crt"}"\nkey = "{folder / "leaf.key"}"'
     made.config.write_text(f"[hub]\nport = {made.port}\n{hub}\n{settings}\n")
     note_image(made.checkout)
     try:
@@ -100,9 +114,9 @@ def prepared(folder: Path, settings: str = "", *, hub: str = "", **variables: st
 
 
 @contextmanager
-def serve(folder: Path, settings: str = "", *, hub: str = "", **variables: str) -> Iterator[Hub]:
+def serve(folder: Path, settings: str = "", **more: Any) -> Iterator[Hub]:
     """The same, up."""
-    with prepared(folder, settings, hub=hub, **variables) as made:
+    with prepared(folder, settings, **more) as made:
         made.up()
         yield made
 
@@ -151,8 +165,9 @@ class Student:
         self.made, self.name = made, name
         self.cookies = http.cookiejar.CookieJar()
         self.opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPCookieProcessor(self.cookies)
-        )
+            urllib.request.ProxyHandler({}), urllib.request.HTTPCookieProcessor(self.cookies),
+            urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=made.ca)),
+        )  # fmt: skip
         self.ask("hub/login")
         self.answer = self.ask(
             "hub/login", {"username": name, "password": made.secret() if password is None else password}

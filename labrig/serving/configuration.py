@@ -8,6 +8,7 @@ from pathlib import Path
 from labrig import image, render, server_in_docker
 from labrig.engines import docker
 from labrig.serving import Offer, logins, state
+from labrig.serving import settings as files
 from labrig.serving.inside import Choice
 from labrig.serving.settings import SHARED, USER, Settings
 
@@ -86,8 +87,9 @@ def draft(settings: Settings, offered: Sequence[Offer], root: Path) -> str:
     and an image is known by its config, as an engine without containerd's store knows it."""
     hub = settings.hub
     note = state.Note(
-        url="", address=hub.address, port=hub.port, api_port=0, hub_address="127.0.0.1", hub_port=0, proxy="",
+        url=files.url(hub), address=hub.address, port=hub.port, hub_address="127.0.0.1", hub_port=0, proxy="",
         certificate=str(hub.certificate or ""), key=str(hub.key or ""), asked="", checkout=str(root), since="",
+        subdomains=hub.subdomains,
     )  # fmt: skip
     images = {one: one.config for one in offered if one.hub}
     gpus = {one.target: ("0",) for one in images if one.device == "cuda"}

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from labrig import cli, daemon, published, server_native
 from labrig.errors import BuildError, HostError, UsageError
@@ -56,7 +57,8 @@ class Server:
 
 @dataclass(frozen=True)
 class Status:
-    """How the hub is. ``why``: the reason, where the keeper has given up; ``engine``: why it could not be asked."""
+    """How the hub is. ``why``: the reason, where the keeper has given up; ``engine``: why it could not be asked;
+    ``full``: the folders on disks without room, with what is free."""
 
     state: str
     url: str
@@ -64,6 +66,7 @@ class Status:
     why: str
     servers: tuple[Server, ...]
     engine: str = ""
+    full: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """What a program would read of it."""
@@ -187,12 +190,10 @@ def _note(
             ) from None
     else:
         hub_port = proofs.free_port(gateway)
-    scheme, name = "https" if hub.certificate else "http", hub.name or hub.address
     return state.Note(
-        url=f"{scheme}://{f'[{name}]' if ':' in name else name}:{hub.port}/",
+        url=files.url(hub),
         address=hub.address,
         port=hub.port,
-        api_port=proofs.free_port("127.0.0.1"),
         hub_address=gateway,
         hub_port=hub_port,
         proxy=proven.proxy,
@@ -201,6 +202,7 @@ def _note(
         asked=asked,
         checkout=str(root),
         since=datetime.now(UTC).isoformat("T", "seconds"),
+        subdomains=hub.subdomains,
     )
 
 
@@ -243,7 +245,8 @@ def _wait(note: state.Note) -> None:
 
 def answers(note: state.Note) -> bool:
     """Whether the hub answers, and then whether it does through its proxy, which would log each attempt before."""
-    if not _answers(http.client.HTTPConnection(note.hub_address, note.hub_port, timeout=ANSWER)):
+    host = urlsplit(note.url).netloc  # by which the proxy routes where students have hosts of their own
+    if not _answers(http.client.HTTPConnection(note.hub_address, note.hub_port, timeout=ANSWER), host):
         return False
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(note.address, note.address)  # noqa: S104
     connection = (
@@ -251,14 +254,14 @@ def answers(note: state.Note) -> bool:
         if note.certificate
         else http.client.HTTPConnection(address, note.port, timeout=ANSWER)
     )
-    return _answers(connection)
+    return _answers(connection, host)
 
 
-def _answers(connection: http.client.HTTPConnection) -> bool:
+def _answers(connection: http.client.HTTPConnection, host: str) -> bool:
     """Whether a hub's API is there; the proxy alone has no JSON there."""
     with contextlib.closing(connection):
         try:
-            connection.request("GET", "/hub/api/")
+            connection.request("GET", "/hub/api/", headers={"Host": host})
             answer = connection.getresponse()
             return answer.status == http.client.OK and "version" in json.load(answer)
         except (OSError, http.client.HTTPException, ValueError, TypeError):
@@ -269,7 +272,7 @@ def _answers(connection: http.client.HTTPConnection) -> bool:
 
 
 def status() -> Status:
-    """How the hub is, and which servers of students run."""
+    """How the hub is, which servers of students run, and whether a disk has less room than a start asks for."""
     note, reason = state.read(), _why()
     if note is None:
         how = NONE
@@ -278,21 +281,24 @@ def status() -> Status:
     else:
         how = RUNNING if answers(note) else SILENT
     servers: tuple[Server, ...] = ()
-    engine = ""
+    engine, full = "", [proofs.lacks(state.place(), proofs.ROOM)] if state.place().exists() else []
     try:
         with daemon.connect() as client:
             servers = tuple(_server(one) for one in _containers(client))
+            if folder := proofs.engine_folder(client):
+                full.append(proofs.lacks(folder, proofs.ENGINE_ROOM))
     except HostError as error:
         engine = error.found or error.what
-    return Status(how, note.url if note else "", note.since if note else "", reason, servers, engine)
+    url, since = (note.url, note.since) if note else ("", "")
+    return Status(how, url, since, reason, servers, engine, tuple(filter(None, full)))
 
 
 def tell(found: Status) -> None:
     """Print the same for a person."""
     print(" ".join(filter(None, ["hub:", found.state, found.url, found.since and f"since {found.since}"])))
-    for line in filter(
-        None, [found.why, found.engine and f"the engine does not say which servers run: {found.engine}"]
-    ):
+    unknown = found.engine and f"the engine does not say which servers run: {found.engine}"
+    full = [f"the disk is full: {one}: {proofs.MORE_ROOM}" for one in found.full]
+    for line in filter(None, [found.why, unknown, *full]):
         print(line, file=sys.stderr)
     if found.servers:
         cli.print_table(COLUMNS, [[one.user, one.target, one.since, one.container] for one in found.servers])
@@ -321,7 +327,8 @@ def down() -> list[str]:
         server_native.stop(KEEPER, state.place())
         with daemon.connect() as client:
             found = _containers(client)
-            for one in found:
+            mine = f"{state.MARK}={state.mark()}"  # also what holds a volume and does not run
+            for one in client.containers.list(all=True, filters={"label": mine}, ignore_removed=True):
                 _remove(one)
         _forget()
     lines = ["ended the hub"] if was else []

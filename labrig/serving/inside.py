@@ -152,7 +152,8 @@ async def make_folder(one: Choice, spawner: Any) -> None:
     labels = {state.MARK: state.mark(), state.USER: spawner.user.name}
     mount = Mount(image.HOME, volume, type="volume", labels=labels)
     host = spawner.client.create_host_config(mounts=[mount], network_mode="none")
-    await spawner.docker("create_container", one.image, ["true"], name=name, host_config=host)
+    mine = {state.MARK: state.mark()}  # by which --down finds it where the hub was killed here
+    await spawner.docker("create_container", one.image, ["true"], name=name, host_config=host, labels=mine)
     await spawner.docker("remove_container", name, force=True)
 
 

@@ -40,6 +40,8 @@ class Child:
 
     name: str
     command: Sequence[str]
+    folder: Path
+    socket: Path | None = None  # where it listens, relative to this process's folder; left over where it was killed
     colours: bool = False
     process: subprocess.Popen[bytes] | None = None
     deaths: list[float] = field(default_factory=list)
@@ -52,14 +54,15 @@ class Child:
 def children(note: state.Note, place: Path) -> tuple[Child, Child]:
     """The proxy and the hub of a note."""
     hub = f"http://{note.hub_address}:{note.hub_port}/hub"
-    proxy = [note.proxy, "--ip", note.address, "--port", str(note.port), "--api-ip", "127.0.0.1",
-             "--api-port", str(note.api_port), "--error-target", f"{hub}/error",
-             "--log-level", "warn"]  # fmt: skip
+    proxy = [note.proxy, "--ip", note.address, "--port", str(note.port),
+             "--api-socket", state.PROXY_SOCKET, "--error-target", f"{hub}/error", "--log-level", "warn"]  # fmt: skip
     if note.certificate:
         proxy += ["--ssl-cert", note.certificate, "--ssl-key", note.key]
+    if note.subdomains:
+        proxy.append("--host-routing")
     return (
-        Child("proxy", proxy, colours=True),
-        Child("hub", [sys.executable, "-m", "jupyterhub", "-f", str(place / state.CONFIG)]),
+        Child("proxy", proxy, place, Path(state.PROXY_SOCKET), colours=True),
+        Child("hub", [sys.executable, "-m", "jupyterhub", "-f", str(place / state.CONFIG)], Path(note.checkout)),
     )
 
 
@@ -77,9 +80,9 @@ def keep(place: Path) -> int:
         while not stopped:
             for child in (proxy, hub):
                 # A hub that finds no proxy ends; the other way round the proxy waits.
-                if child is hub and not _listens(note.api_port):
+                if child is hub and not _listens(state.PROXY_SOCKET):
                     continue
-                if reason := _look_after(child, Path(note.checkout), environment):
+                if reason := _look_after(child, environment):
                     _say(reason)
                     write_atomically(place / state.REASON, reason + "\n", mode=0o600)
                     return 4
@@ -103,7 +106,7 @@ def rotate(log: Path) -> None:
             os.truncate(log, 0)
 
 
-def _look_after(child: Child, where: Path, environment: dict[str, str]) -> str:
+def _look_after(child: Child, environment: dict[str, str]) -> str:
     """Start a child that is not there; gives the reason where that has happened too often."""
     now = time.monotonic()
     if child.process is not None and (code := child.process.poll()) is not None:
@@ -113,8 +116,10 @@ def _look_after(child: Child, where: Path, environment: dict[str, str]) -> str:
         if len(child.deaths) >= DEATHS:
             return f"the {child.name} ended {DEATHS} times within a minute, the last time with {_words(code)}"
     if child.process is None and child.is_due(now):
+        if child.socket:
+            child.socket.unlink(missing_ok=True)
         child.process = subprocess.Popen(
-            list(child.command), cwd=where, env=environment, stdin=subprocess.DEVNULL,
+            list(child.command), cwd=child.folder, env=environment, stdin=subprocess.DEVNULL,
             preexec_fn=program.die_with_parent, stdout=subprocess.PIPE if child.colours else None,
             stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -143,12 +148,10 @@ def _end(child: Child) -> None:
     child.process.wait()
 
 
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+def _listens(path: str) -> bool:
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as knock:
+        knock.settimeout(1)
+        return knock.connect_ex(path) == 0
 
 
 def _words(code: int) -> str:
@@ -163,6 +166,7 @@ def main() -> None:
     """Note the own number and keep; what is written is nobody else's to read."""
     place = Path(sys.argv[1])
     os.umask(0o077)
+    os.chdir(place)  # its socket has a short name from here
     write_atomically(place / server_native.PID, f"{os.getpid()}\n", mode=0o600)
     try:
         sys.exit(keep(place))

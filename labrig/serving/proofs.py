@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig import compat, daemon, image, spec
+from labrig import compat, daemon, image, network, spec
 from labrig.errors import BuildError, HostError, UsageError
 from labrig.host import Host, read_host
 from labrig.serving import Offer, logins, offers, state
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 PROXY = "configurable-http-proxy"
-PROXY_MAJOR = 5  # what we have run
-INSTALL = f"sudo apt install nodejs npm && sudo npm install --global {PROXY}@{PROXY_MAJOR}"
+PROXY_LEAST = (5, 2)  # the first with --api-socket
+INSTALL = f"sudo apt install nodejs npm && sudo npm install --global {PROXY}@{PROXY_LEAST[0]}"
 ROOM = 64 << 20  # bytes that the hub's folder needs: its database, its log
 ENGINE_ROOM = 1 << 30  # bytes that the engine needs for students' volumes and logs
+MORE_ROOM = "make room there (docker system df; invoke clean), or name another folder with LABRIG_CACHE"
 METADATA = ("169.254.169.254", 80)  # where clouds tell a virtual machine its keys, and whoever asks from it
 CLOUDS = re.compile("amazon|google|microsoft|digitalocean|openstack|hetzner|alibaba|oracle|scaleway|vultr", re.I)
 SOON = timedelta(days=14)  # a certificate that ends sooner is said
@@ -66,13 +67,14 @@ def prove(root: Path, settings: Settings, place: Path) -> Proven:
     targets = spec.read(root / "images" / spec.TABLE).targets
     with daemon.connect() as client:
         kept, said = find_images(client, found, settings, host, targets)
-        docker_root = Path(str(client.info().get("DockerRootDir", "/")))
-    if docker_root.exists():
+        docker_root = engine_folder(client)
+    if docker_root:
         require_room(docker_root, ENGINE_ROOM, "the engine's volumes of students")
     notices += said
     gpus = {one.target: cards(targets[one.target], host) for one in kept if one.device == "cuda"}
     notices += about_gpus(kept, len(set().union(*gpus.values())), settings.students)
     notices += about_login(settings, os.getuid())
+    notices += about_private_proxy()
     notices += about_metadata(Path("/sys/class/dmi/id"))
     return Proven(kept, gpus, proxy, tuple(notices))
 
@@ -88,24 +90,32 @@ def require_proxy() -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"{PROXY} does not run", found=f"{path}: {str(error)[:200]}", fix=INSTALL) from None
-    version = re.search(r"(\d+)\.\d+\.\d+", done.stdout)
+    version = re.search(r"(\d+)\.(\d+)\.\d+", done.stdout)
     if done.returncode or not version:
         said = (done.stderr.strip() or done.stdout.strip()).partition("\n")[0][:200]
         raise HostError(f"{PROXY} does not run", found=f"{path}: {said}", fix=INSTALL)
-    if int(version[1]) < PROXY_MAJOR:
-        raise HostError(f"{PROXY} is too old", found=version[0], fix=INSTALL)
-    return path
+    if (int(version[1]), int(version[2])) < PROXY_LEAST:
+        least = ".".join(map(str, PROXY_LEAST))
+        raise HostError(f"{PROXY} is too old", found=f"{version[0]}, needed is {least}", fix=INSTALL)
+    return str(Path(path).absolute())
+
+
+def engine_folder(client: DockerClient) -> Path | None:
+    """Where the engine keeps students' volumes; None where that is not to be seen from here."""
+    folder = Path(str(client.info().get("DockerRootDir", "/")))
+    return folder if folder.exists() else None
 
 
 def require_room(folder: Path, least: int, what: str) -> None:
     """Raises BuildError where a disk has less than ``least`` bytes left."""
+    if found := lacks(folder, least):
+        raise BuildError(f"the disk is full: there is no room for {what}", found=found, fix=MORE_ROOM)
+
+
+def lacks(folder: Path, least: int) -> str:
+    """What is free of a disk that has less than ``least`` bytes left; empty: it has more."""
     free = shutil.disk_usage(folder).free
-    if free < least:
-        raise BuildError(
-            f"the disk is full: there is no room for {what}",
-            found=f"{folder}: {free >> 20} MiB free, {least >> 20} MiB needed",
-            fix="make room there (docker system df; invoke clean), or name another folder with LABRIG_CACHE",
-        )
+    return f"{folder}: {free >> 20} MiB free, {least >> 20} MiB needed" if free < least else ""
 
 
 def require_database(file: Path) -> None:
@@ -230,6 +240,13 @@ def about_login(settings: Settings, user: int) -> Iterator[str]:
         yield "plain = true: passwords cross the network unencrypted"
 
 
+def about_private_proxy() -> Iterator[str]:
+    """A word where students' servers are not given the login of a proxy that needs one."""
+    if network.has_login():
+        yield (f"students' servers are told the proxy of {network.PROXY} without its user and password, which "
+               "students could read: if it lets nobody through without, docs/network.md says what to do")  # fmt: skip
+
+
 def about_metadata(dmi: Path) -> Iterator[str]:
     """A word where this is a cloud's machine, whose metadata service answers: it would answer students, too."""
     made_by = [
@@ -317,14 +334,17 @@ def require_certificate(settings: Settings, now: datetime) -> Iterator[str]:
             found=f"{hub.certificate}: from {since:%Y-%m-%d} to {until:%Y-%m-%d}; here it is {now:%Y-%m-%d}",
             fix="renew it where it came from",
         )
-    wanted = hub.name or hub.address
+    wanted = {"name" if hub.name else "certificate": hub.name or hub.address}
+    if hub.subdomains:
+        wanted["subdomains"] = f"*.{hub.name}"
     names = names_of(certificate)
-    if not any(_is_for(name, wanted) for name in names):
-        raise UsageError(
-            f"{at.at('name' if hub.name else 'certificate')}: the certificate is not for {wanted}",
-            found=f"{hub.certificate} is for {', '.join(names)[:200] or 'no name at all'}",
-            fix="write in name what students type and the certificate is for, or get one for that name",
-        )
+    for key, host in wanted.items():
+        if not any(_is_for(name, host) for name in names):
+            raise UsageError(
+                f"{at.at(key)}: the certificate is not for {host}",
+                found=f"{hub.certificate} is for {', '.join(names)[:200] or 'no name at all'}",
+                fix="write in name what students type and the certificate is for, or get one for that name",
+            )
     if until - now < SOON:
         yield f"the certificate ends on {until:%Y-%m-%d}: renew it, then invoke serve --down and --hub"
 

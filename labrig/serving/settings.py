@@ -11,6 +11,7 @@ name = "lab.example.edu"           # what students type; a certificate has to be
 certificate = "/etc/ssl/lab.pem"
 key = "/etc/ssl/lab.key"
 plain = false                      # true: passwords cross the network unencrypted, and you know it
+subdomains = false                 # true: each student's server at a host of its own (docs/scale.md, TLS)
 
 [student]
 memory = "2G"                      # of the container; what a lab needs at most is in docs/scale.md
@@ -77,6 +78,7 @@ class Hub:
     certificate: Path | None = None
     key: Path | None = None
     plain: bool = False
+    subdomains: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,7 @@ TABLES: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         "certificate": (_text(re.compile(r".+")), "the path of a PEM file"),
         "key": (_text(re.compile(r".+")), "the path of a PEM file"),
         "plain": (lambda value: isinstance(value, bool), "true or false"),
+        "subdomains": (lambda value: isinstance(value, bool), "true or false"),
     },
     "student": {
         "memory": (_text(SIZE), 'a size such as "2G" or "1500M"'),
@@ -323,6 +326,12 @@ def _require_sense(settings: Settings, tables: Mapping[str, Table]) -> None:
             found=f"address {hub.address} and no certificate",
             fix="name certificate and key, or write plain = true where nobody else is on the network",
         )
+    if hub.subdomains and not (hub.certificate and hub.name and not _address(hub.name)):
+        raise UsageError(
+            f"{tables['hub'].at('subdomains')}: students' hosts need a name to stand under, and a certificate for them",
+            found=f"name {hub.name!r}" if hub.certificate else "no certificate",
+            fix='name = "lab.example.edu", with certificate and key for it and for *.lab.example.edu',
+        )
     if student.shm > student.memory:
         raise UsageError(
             f"{tables['student'].at('shm')}: /dev/shm is part of the container's memory, and larger than it",
@@ -333,6 +342,12 @@ def _require_sense(settings: Settings, tables: Mapping[str, Table]) -> None:
             f"{tables['login'].at('password')}: only {SHARED} has a password", found=login.authenticator,
             fix="put what the authenticator needs into [login.settings]",
         )  # fmt: skip
+
+
+def url(hub: Hub) -> str:
+    """What students type."""
+    name = hub.name or hub.address
+    return f"{'https' if hub.certificate else 'http'}://{f'[{name}]' if ':' in name else name}:{hub.port}/"
 
 
 def is_own(address: str) -> bool:

@@ -16,6 +16,7 @@ NOTE = "hub.json"
 CONFIG = "jupyterhub_config.py"
 DATABASE = "jupyterhub.sqlite"
 COOKIES, PROXY_TOKEN, PASSWORD, ADMIN_PASSWORD = "cookie-secret", "proxy-token", "password", "admin-password"
+PROXY_SOCKET = "proxy-api"  # where the hub tells the proxy its routes: a port would be anybody's while it is down
 REASON = "gave-up"  # why the keeper has ended by itself
 MARK = "labrig.hub"  # label of everything in the engine that belongs to a hub: which one
 USER, TARGET = "labrig.hub.user", "labrig.hub.target"  # labels of a student's container
@@ -28,7 +29,6 @@ class Note:
     url: str  # what students type
     address: str
     port: int
-    api_port: int  # of 127.0.0.1: where the hub tells the proxy its routes
     hub_address: str  # of this machine on the students' network: where their servers ask the hub
     hub_port: int
     proxy: str  # the proxy program
@@ -37,6 +37,7 @@ class Note:
     asked: str  # digest of the settings and the published images
     checkout: str
     since: str  # UTC, ISO 8601
+    subdomains: bool = False  # each student's server at a host of its own
 
 
 def place() -> Path:
@@ -62,7 +63,8 @@ def read() -> Note | None:
     """
     file = place() / NOTE
     try:
-        note = Note(**json.loads(file.read_text(encoding="utf-8")))
+        known = {one.name for one in fields(Note)}  # an older labrig has noted more
+        note = Note(**{key: value for key, value in dict(json.loads(file.read_text("utf-8"))).items() if key in known})
         for one in fields(note):
             if type(value := getattr(note, one.name)).__name__ != one.type:
                 raise TypeError(f"{one.name} is {value!r}, which is no {one.type}")

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import re
 import signal
 import socket
-import ssl
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import certificates
 import hubs
 import pytest
 import seats
 from hubs import Hub, Student
 
-from labrig import image
+from labrig import daemon, image
+from labrig.serving import hub as serving
+from labrig.serving import inside, proofs
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("docker_engine")]
 
@@ -130,6 +132,15 @@ def test_the_passwords_let_in_and_nothing_else_does(hub: Hub) -> None:
         assert not Student(hub, name, password).is_in, name
 
 
+def test_status_says_that_the_engines_disk_is_full(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABRIG_CACHE", str(hub.cache))
+    monkeypatch.setattr(proofs, "ENGINE_ROOM", 1 << 60)  # more than any disk has
+    with daemon.connect() as client:
+        folder = client.info()["DockerRootDir"]
+    [line] = serving.status().full
+    assert line.startswith(f"{folder}: ") and line.endswith(f" {1 << 40} MiB needed")
+
+
 def test_status_names_the_servers_and_no_secret_is_anywhere(hub: Hub) -> None:
     ada = seated(hub, "ada")
     ada.ask("hub/token")
@@ -173,6 +184,19 @@ def test_a_killed_hub_comes_back_and_leaves_no_second_culler(hub: Hub) -> None:
     assert seen(ada) == 200
     assert [one["user"] for one in hub.status()["servers"]].count("ada") == 1
     until(lambda: sum("--cull-every" in command for command in processes(hub).values()) == 1)
+
+
+def test_only_the_hubs_user_reaches_what_the_proxy_takes_routes_from(hub: Hub) -> None:
+    """The proxy's token goes there, also while the proxy is down: a port could be taken by any account meanwhile."""
+    proxy = Path("/proc", str(hub.process("proxy")))
+    own = set()
+    for one in (proxy / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            own.add(str(one.readlink()))
+    rows = [row.split() for name in ("tcp", "tcp6") for row in (proxy / "net" / name).read_text().splitlines()[1:]]
+    listening = {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own}
+    assert listening == {hub.port}
+    assert (hub.place / "proxy-api").is_socket() and (hub.place / "proxy-api").stat().st_mode & 0o077 == 0
 
 
 def test_a_killed_proxy_comes_back_with_its_routes(hub: Hub) -> None:
@@ -256,8 +280,30 @@ def test_other_settings_are_not_taken_by_a_hub_that_runs(hub: Hub) -> None:
         hub.config.write_text(text)
 
 
-def test_down_ends_all_and_up_knows_everybody_again(hub: Hub) -> None:
+def leave_half_made(hub: Hub, name: str) -> str:
+    """A student's volume as a hub leaves it that is killed while it makes it; gives the volume's name."""
+    volume = f"labrig-hub-{hubs.mark(hub)}-{name}"
+    one = inside.Choice("cpu", "", "", 0, "labrig/cpu:latest")
+    with daemon.connect() as client:
+
+        async def docker(method: str, *words: Any, **more: Any) -> None:
+            getattr(client.api, method)(*words, **more)
+            if method == "create_container":
+                raise ProcessLookupError("killed")
+
+        spawner = SimpleNamespace(
+            container_name=volume, volume_binds={volume: {"bind": str(image.WORK)}}, docker=docker, client=client.api,
+            user=SimpleNamespace(name=name),
+        )  # fmt: skip
+        with pytest.raises(ProcessLookupError):
+            asyncio.run(inside.make_folder(one, spawner))
+    return volume
+
+
+def test_down_ends_all_and_up_knows_everybody_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     seated(hub, "ada")
+    monkeypatch.setenv("LABRIG_CACHE", str(hub.cache))
+    volume = leave_half_made(hub, "grace")
     password = hub.secret()
     [server] = [one for one in hub.status()["servers"] if one["user"] == "ada"]
     written = f"from pathlib import Path; Path('{image.WORK}/mine').write_text('kept')"
@@ -266,6 +312,8 @@ def test_down_ends_all_and_up_knows_everybody_again(hub: Hub) -> None:
     done = hub.invoke("serve", "--down")
     assert "ended the hub" in done.stdout and "ada" in done.stdout and "their files stay" in done.stdout
     assert not processes(hub) and not engine_has(hub)
+    assert "grace" not in done.stdout
+    subprocess.run(["docker", "volume", "rm", volume], check=True, timeout=60)  # as docs/scale.md has it
     assert hub.status()["state"] == "not started"
     again = hub.invoke("serve", "--down")
     assert again.stdout == "" and again.stderr == "nothing runs here\n"
@@ -276,17 +324,33 @@ def test_down_ends_all_and_up_knows_everybody_again(hub: Hub) -> None:
     assert read.stdout == b"kept\n"
 
 
-def test_with_a_certificate_it_speaks_tls(tmp_path: Path) -> None:
-    ca, _ = certificates.make(tmp_path)
-    more = f'certificate = "{tmp_path / "leaf.crt"}"\nkey = "{tmp_path / "leaf.key"}"\n'
-    with hubs.serve(tmp_path, hub=more) as hub:
+@pytest.mark.parametrize("name", ["", "lab.test"])
+def test_with_a_certificate_all_is_tls_up_to_the_kernel(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a name, each student's server has a host of its own below it, which a DNS would lead here."""
+    known = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo",
+        lambda host, *words, **more: known("127.0.0.1" if str(host).endswith("lab.test") else host, *words, **more),
+    )  # fmt: skip
+    through = {"LABRIG_PROXY": "http://svc:g3h31m@proxy.test:3128"}
+    with hubs.prepared(tmp_path, hub="subdomains = true" if name else "", tls=True, name=name, **through) as hub:
+        told = hub.up().stderr
+        assert "without its user and password" in told and "g3h31m" not in told
         said = hub.status()
-        assert said["url"] == f"https://127.0.0.1:{hub.port}/" and said["state"] == "running"
-        trusted = ssl.create_default_context(cafile=str(ca))
-        with urllib.request.urlopen(f"{said['url']}hub/login", context=trusted, timeout=30) as page:  # noqa: S310
-            assert page.status == 200 and "Secure" in page.headers["Set-Cookie"]
+        assert said["url"] == hub.url == f"https://{name or '127.0.0.1'}:{hub.port}/" and said["state"] == "running"
         with pytest.raises(urllib.error.URLError):
-            urllib.request.urlopen(f"{said['url']}hub/login", timeout=30)  # noqa: S310
+            urllib.request.urlopen(f"{hub.url}hub/login", timeout=30)  # noqa: S310 - of a CA that nobody knows
+        ada = Student(hub, "ada")
+        seats.started(ada)
+        assert seats.run(ada, "print(6 * 7)") == "42\n"
+        assert seats.run(ada, "import os; print(os.environ['HTTPS_PROXY'])") == "http://proxy.test:3128\n"
+        own = {one.domain for one in ada.cookies if one.name == "jupyterhub-user-ada"}
+        assert own == {f"ada.{name}" if name else "127.0.0.1"}
+        assert "jupyterhub-session-id" in {one.name for one in ada.cookies}
+        # The key of JupyterLab's forms is not secure, and opens nothing by itself.
+        assert {one.name for one in ada.cookies if not one.secure} <= {"_xsrf"}
 
 
 def test_a_hub_that_does_not_stay_is_given_up_with_the_reason(place: Hub) -> None:
@@ -387,7 +451,7 @@ def test_no_proxy_program_and_one_that_does_not_run(place: Hub, tmp_path: Path) 
     assert "configurable-http-proxy is not installed" in said
     assert "npm install --global configurable-http-proxy" in said
     program = tmp_path / "bin" / "configurable-http-proxy"
-    for text, words in (("exit 1", "does not run"), ("echo 4.2.0", "is too old")):
+    for text, words in (("exit 1", "does not run"), ("echo 5.1.0", "is too old")):
         program.write_text(f"#!/bin/sh\n{text}\n")
         program.chmod(0o755)
         assert words in refused(place, 3, PATH=path)
@@ -405,19 +469,35 @@ def test_nothing_was_published(place: Hub) -> None:
     assert "invoke publish" in refused(place, 3)
 
 
-def test_a_full_disk(place: Hub, tmp_path: Path) -> None:
+def test_a_full_disk(place: Hub) -> None:
+    """Before a start, and while the hub runs, which goes on once there is room again."""
     if os.getuid() != 0:
         pytest.skip("only root can mount a small disk")
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(small)], check=True, timeout=30)
+    place.cache.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(place.cache)], check=True, timeout=30)
+    fill = place.cache / "fill"
     try:
-        said = refused(place, 4, LABRIG_CACHE=str(small))
-        assert "the disk is full" in said and "8 MiB free" in said and "LABRIG_CACHE" in said
-        (small / "fill").write_bytes(b"x" * ((8 << 20) - (64 << 10)))
-        assert "the disk is full" in refused(place, 4, LABRIG_CACHE=str(small))
+        for left in (8 << 20, 64 << 10):
+            fill.write_bytes(bytes((80 << 20) - left))
+            said = refused(place, 4)
+            assert "the disk is full" in said and f"{left >> 20} MiB free" in said and "LABRIG_CACHE" in said
+        fill.unlink()
+        place.up()
+        assert place.status()["full"] == [] and "disk" not in place.invoke("serve", "--status").stderr
+        with contextlib.suppress(OSError), fill.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        [line] = place.status()["full"]
+        assert line.startswith(f"{place.place}: 0 MiB free")
+        said = place.invoke("serve", "--status").stderr
+        assert "the disk is full" in said and "make room" in said
+        Student(place, "ada")
+        fill.unlink()
+        assert Student(place, "grace").is_in
+        assert place.status()["state"] == "running" and place.status()["full"] == []
     finally:
-        subprocess.run(["umount", str(small)], check=True, timeout=30)
+        place.invoke("serve", "--down")
+        subprocess.run(["umount", str(place.cache)], check=True, timeout=30)
 
 
 def test_no_engine(place: Hub, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import fcntl
 import grp
+import json
 import os
 import pwd
 import re
@@ -34,9 +35,7 @@ CPU = Offer(
     "2.13.0", "cpu", "cpu", "", (), "6.1.1", "for anybody",
 )  # fmt: skip
 CUDA = replace(CPU, target="cuda", device="cuda", config=f"sha256:{'3' * 64}", image="labrig/cuda:1")
-NOTE = state.Note(
-    "http://127.0.0.1:8000/", "127.0.0.1", 8000, 8001, "172.18.0.1", 8081, "/bin/proxy", "", "", "", "", ""
-)
+NOTE = state.Note("http://127.0.0.1:8000/", "127.0.0.1", 8000, "172.18.0.1", 8081, "/bin/proxy", "", "", "", "", "")
 TARGETS = spec.read(ROOT / "images" / spec.TABLE).targets
 GPU = Gpu("NVIDIA A2", "8.6")
 
@@ -107,6 +106,31 @@ def test_a_wrong_certificate_is_named_by_its_line(
         examined(made, tmp_path, **changed)
     assert str(error.value).startswith(f"serve.toml, line {line}: [hub]")
     assert words in str(error.value) and error.value.fix
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("room.example.edu", "room.example.edu"), ("lab.example.edu", "*.lab")])
+def test_hosts_of_students_need_a_certificate_for_the_name_and_below(
+    made: Path, tmp_path: Path, name: str, wrong: str
+) -> None:
+    files = f'certificate = "{made / "leaf.crt"}"\nkey = "{made / "leaf.key"}"\n'
+    told = written(tmp_path, f'[hub]\nname = "{name}"\nsubdomains = true\n{files}')
+    with pytest.raises(UsageError, match=re.escape(f"the certificate is not for {wrong}")):
+        list(proofs.require_certificate(told, NOW))
+    certificates.make(tmp_path, f"DNS:{name},DNS:*.{name}")
+    files = f'certificate = "{tmp_path / "leaf.crt"}"\nkey = "{tmp_path / "leaf.key"}"\n'
+    told = written(tmp_path, f'[hub]\nname = "{name}"\nsubdomains = true\n{files}')
+    assert len(list(proofs.require_certificate(told, NOW))) == 1
+    note = replace(NOTE, url=settings.url(told.hub), certificate="/c.pem", key="/k.pem", subdomains=True)
+    assert f"c.JupyterHub.subdomain_host = 'https://{name}:8000'" in rendered(told, note)
+    assert "--host-routing" in keeper.children(note, tmp_path)[0].command
+    assert "--host-routing" not in keeper.children(NOTE, tmp_path)[0].command and "subdomain" not in rendered(told)
+
+
+@pytest.mark.parametrize("more", ["", 'name = "lab.example.edu"', 'certificate = "/c"\nkey = "/k"',
+                                  'name = "10.0.0.1"\ncertificate = "/c"\nkey = "/k"'])  # fmt: skip
+def test_hosts_of_students_need_a_name_and_tls(tmp_path: Path, more: str) -> None:
+    with pytest.raises(UsageError, match=r"line 2: \[hub\]: students' hosts need a name"):
+        written(tmp_path, f"[hub]\nsubdomains = true\n{more}\n")
 
 
 # --- images and GPUs ----------------------------------------------------------------------------------------------
@@ -318,9 +342,31 @@ def test_a_reference_stays_one_in_the_file(tmp_path: Path, monkeypatch: pytest.M
     assert logins.resolved({"a": ["env:LABRIG_TEST_SECRET", 1]}, "x") == {"a": ["geheim-geheim", 1]}
 
 
-def test_a_private_proxys_password_is_not_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LABRIG_PROXY", "http://user:geheim@proxy.example.org:3128")
-    assert "geheim" not in rendered(settings.Settings())
+def executed(text: str) -> Any:
+    """The configuration as a hub reads it."""
+    from traitlets.config import Config
+
+    made = Config()
+    exec(text, {"get_config": lambda: made})  # noqa: S102 - it is ours
+    return made
+
+
+@pytest.mark.parametrize("login", ["user:geheim@", "geheim@", ""])
+def test_a_private_proxys_password_is_neither_written_down_nor_given_to_students(
+    login: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LABRIG_CACHE", str(tmp_path))
+    monkeypatch.setenv("LABRIG_PROXY", f"http://{login}proxy.example.org:3128")
+    monkeypatch.chdir(tmp_path)  # it goes to its own folder
+    state.secret_file(state.PASSWORD, 6)
+    text = rendered(settings.Settings())
+    given = executed(text).DockerSpawner.environment
+    assert "geheim" not in text + str(given)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        assert given[name] == "http://proxy.example.org:3128"
+    assert NOTE.hub_address in given["NO_PROXY"]
+    said = " ".join(proofs.about_private_proxy())
+    assert bool(said) == bool(login) and "geheim" not in said
 
 
 # --- logins -------------------------------------------------------------------------------------------------------
@@ -477,7 +523,7 @@ def test_a_list_of_users_puts_out_all_others(tmp_path: Path, text: str, line: st
 
 
 def test_a_child_that_dies_is_started_later_and_later() -> None:
-    child = keeper.Child("hub", ["true"])
+    child = keeper.Child("hub", ["true"], Path("/"))
     assert child.is_due(100.0)
     for deaths, wait in ((1, 0.5), (2, 1.0), (3, 2.0), (4, 4.0)):
         child.deaths = [100.0] * deaths
@@ -489,7 +535,8 @@ def test_no_secret_is_on_a_command_line() -> None:
     proxy, hub = keeper.children(note, Path("/place"))
     words = " ".join([*proxy.command, *hub.command])
     assert not re.search(r"token|password|secret", words)
-    assert "--ssl-cert /c.pem --ssl-key /k.pem" in words and "--api-ip 127.0.0.1" in words
+    assert "--ssl-cert /c.pem --ssl-key /k.pem" in words
+    assert "--api-socket proxy-api " in words and "--api-port" not in words
 
 
 def test_hubs_of_two_folders_share_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,7 +552,13 @@ def test_a_damaged_note_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert state.read() is None
     state.write(NOTE)
     assert state.read() == NOTE
-    (tmp_path / "hub" / state.NOTE).write_text('{"url": 1}')
+    file = tmp_path / "hub" / state.NOTE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "api_port": 8001}))  # as an older labrig noted
+    assert state.read() == NOTE
+    file.write_text("[1]")
+    with pytest.raises(BuildError, match="damaged"):
+        state.read()
+    file.write_text('{"url": 1}')
     with pytest.raises(BuildError, match="damaged"):
         state.read()
     state.write(replace(NOTE, port="8000"))  # type: ignore[arg-type]
