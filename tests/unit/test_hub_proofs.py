@@ -454,6 +454,7 @@ def test_an_authenticators_own_list_decides(monkeypatch: pytest.MonkeyPatch, tmp
     )
     logins.prove(told)
     made = Config()
+    monkeypatch.setattr(os, "chdir", lambda _: None)  # into the hub's folder, which is not there
     exec(compile(rendered(told), "jupyterhub_config.py", "exec"), {"get_config": lambda: made})  # noqa: S102
     monkeypatch.setattr(PAMAuthenticator, "authenticate", lambda _self, _handler, data: data["username"])
     door = PAMAuthenticator(config=made)
