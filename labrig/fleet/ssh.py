@@ -507,10 +507,9 @@ def _heard(transport: Any, silence: float) -> Iterator[None]:
     def listen() -> None:
         while transport.is_active():
             gevent.sleep(silence / 2)
+            # Every sshd answers it, if only that it does not know it.
             with gevent.Timeout(silence, exception=False):
-                transport.global_request(
-                    "keepalive@openssh.com"
-                )  # every sshd answers, if only that it does not know it
+                transport.global_request("keepalive@openssh.com")
                 continue
             gone.set()
             transport.close()
