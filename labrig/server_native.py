@@ -93,16 +93,21 @@ def stop(name: str, place: Path) -> None:
     Raises:
         BuildError: it cannot be ended.
     """
-    until = time.monotonic() + GRACE
-    signals = iter((signal.SIGTERM, signal.SIGKILL))
-    number = next(signals)
-    while is_alive(name, place):
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError):  # it has not noted it yet
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        until = time.monotonic() + GRACE
+        _send(name, place, number, until)
+        if _ended(name, place, until):
+            return
+    raise BuildError("the server cannot be ended", fix=f"look at the process whose number is in {place / PID}")
+
+
+def _send(name: str, place: Path, number: signal.Signals, until: float) -> None:
+    """Send it a signal, as soon as it has noted its own number."""
+    while is_alive(name, place) and time.monotonic() < until:
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError):
             os.kill(int((place / PID).read_text(encoding="ascii")), number)
-        ended = _ended(name, place, until)
-        if not ended and number == signal.SIGKILL:
-            raise BuildError("the server cannot be ended", fix=f"look at process {(place / PID).read_text().strip()}")
-        number, until = signal.SIGKILL, time.monotonic() + GRACE
+            return
+        time.sleep(0.05)
 
 
 def _ended(name: str, place: Path, until: float) -> bool:

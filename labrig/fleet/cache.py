@@ -178,7 +178,7 @@ def arithmetic(image: published.Entry, hosts: int, megabits: float = MEGABITS) -
     return (
         f"{image.target} ({image.platform}): {hosts} host{'s' * (hosts != 1)} x {megabytes(image.size)} = "
         f"{megabytes(without)} from the registry, {_minutes(without, megabits)} at {megabits:g} Mbit/s; "
-        f"through a cache at most {megabytes(through)}, {_minutes(through, megabits)}, and 0 once it is warm"
+        f"through a cache about {megabytes(through)}, {_minutes(through, megabits)}, and 0 once it is warm"
     )
 
 
@@ -277,7 +277,9 @@ def _await(room: Room, source: Source, blob: Blob, seconds: float) -> None:
     Raises:
         DistributeError: it does not keep it.
     """
+    # Asked while it is still at it, a cache fetches the blob once more; mostly it is through as soon as we are.
     until, pause = time.monotonic() + seconds, 0.1
+    time.sleep(pause)
     while not source.gives_ranges(blob.digest):
         if time.monotonic() > until:
             raise DistributeError(
@@ -285,8 +287,8 @@ def _await(room: Room, source: Source, blob: Blob, seconds: float) -> None:
                 found=f"{seconds:.0f} s after it was served whole it still comes from upstream",
                 fix="look at its log and at the free space of its storage; is it a pull-through cache (invoke cache)?",
             )
-        time.sleep(pause)
         pause = min(2 * pause, 5.0)
+        time.sleep(pause)
 
 
 # --- ask -------------------------------------------------------------------------------------------------------------

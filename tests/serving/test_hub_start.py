@@ -303,7 +303,7 @@ def leave_half_made(hub: Hub, name: str) -> str:
 def test_down_ends_all_and_up_knows_everybody_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     seated(hub, "ada")
     monkeypatch.setenv("LABRIG_CACHE", str(hub.cache))
-    volume = leave_half_made(hub, "grace")
+    volume = leave_half_made(hub, "margaret")
     password = hub.secret()
     [server] = [one for one in hub.status()["servers"] if one["user"] == "ada"]
     written = f"from pathlib import Path; Path('{image.WORK}/mine').write_text('kept')"
@@ -312,7 +312,7 @@ def test_down_ends_all_and_up_knows_everybody_again(hub: Hub, monkeypatch: pytes
     done = hub.invoke("serve", "--down")
     assert "ended the hub" in done.stdout and "ada" in done.stdout and "their files stay" in done.stdout
     assert not processes(hub) and not engine_has(hub)
-    assert "grace" not in done.stdout
+    assert "margaret" not in done.stdout
     subprocess.run(["docker", "volume", "rm", volume], check=True, timeout=60)  # as docs/scale.md has it
     assert hub.status()["state"] == "not started"
     again = hub.invoke("serve", "--down")

@@ -6,6 +6,7 @@ import fcntl
 import http.server
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -149,6 +150,19 @@ def test_one_that_does_not_listen_to_the_first_signal_is_killed(monkeypatch: pyt
         (one.place / server_native.PID).write_text(str(held.pid))
         server_native.stop("cpu", one.place)
         assert held.wait(timeout=20) == -9
+
+
+def test_one_that_has_not_noted_its_number_yet_is_ended_once_it_has() -> None:
+    """As after a Ctrl-C in its first moments; not killed after all of the time that it has to end by itself."""
+    one = note(1)
+    with (one.place / server_native.ALIVE).open("w") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        noting = (
+            f"import os, time; time.sleep(1); open({str(one.place / server_native.PID)!r}, 'w').write(str(os.getpid()))"
+        )
+        process = subprocess.Popen([sys.executable, "-c", f"{noting}; time.sleep(60)"], pass_fds=(alive.fileno(),))
+    server_native.stop("cpu", one.place)
+    assert process.wait(10) == -signal.SIGTERM
 
 
 def test_what_a_killed_start_left_is_removed_and_a_damaged_note_is_said() -> None:
