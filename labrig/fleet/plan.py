@@ -310,7 +310,9 @@ def _docker(entry: Entry, facts: Facts, wanted: Wanted) -> Sequence[Step]:
             raise Refused(why, 'write install = ["docker"] for it, or engine = "venv"')
         _require_packages(facts, "Docker", "docs.docker.com/engine/install")
         joins = "" if facts.user == "root" else f"; {facts.user} joins the group docker, which is as good as root"
-        steps.append(Step("docker", f"docker.io, from the distribution's packages{joins}", sudo=True))
+        steps.append(
+            Step("docker", f"docker.io, from the distribution's packages, where no Docker is{joins}", sudo=True)
+        )
     if wanted.target.device == "cuda" and facts.host.gpus and not facts.host.docker_gpus:
         if "nvidia" not in entry.install:
             raise Refused("containers there get no GPU: Docker has no NVIDIA runtime and no CDI device", GPU_FIX)

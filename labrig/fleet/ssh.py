@@ -731,7 +731,7 @@ def _failure(room: Room, entry: Entry, error: Exception) -> Failure:
         if number == errno.ETIMEDOUT or isinstance(cause, TimeoutError):
             return Failure(TIMEOUT, f"no answer from {where}", "switch it on, or correct address")
     if isinstance(cause, SSHException | EOFError | OSError):
-        why = f"no ssh with {where}, or it broke off: {cause or type(cause).__name__}"
+        why = f"no ssh with {where}, or it broke off: {str(cause) or type(cause).__name__}"
         return Failure(UNREACHABLE, why, f"{command(entry)} shows why")
     return Failure(FAILED, f"{type(cause).__name__}: {cause}")
 

@@ -86,7 +86,7 @@ def begin(connection: Connection, plan: Plan) -> None:
 def _docker(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
     from pyinfra.operations import server
 
-    _install(connection, "docker.io")
+    _install(connection, "docker.io", unless="dockerd")
     commands = ["if [ -d /run/systemd/system ]; then systemctl enable --now docker; fi"]
     if plan.facts.user != "root":
         commands.append(f"usermod -aG docker {shlex.quote(plan.facts.user)}")
@@ -114,10 +114,13 @@ def _python(connection: Connection, root: Path, plan: Plan, step: Step) -> None:
     _install(connection, f"python{minor}", f"python{minor}-venv")
 
 
-def _install(connection: Connection, *packages: str) -> None:
+def _install(connection: Connection, *packages: str, unless: str = "") -> None:
+    """Install packages; ``unless``: a program that may be there from elsewhere, and is then left alone."""
     from pyinfra.operations import server
 
     script = INSTALL_PACKAGES.replace("@WAIT@", str(LOCKED)).replace("@PACKAGES@", shlex.quote(" ".join(packages)))
+    if unless:
+        script = f"if ! command -v {unless} >/dev/null; then\n{script}\nfi"
     connection.operate(server.shell, commands=[script], sudo=True, timeout=PACKAGES)
 
 

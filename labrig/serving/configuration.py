@@ -66,8 +66,8 @@ def text(
         # Admins as well, whom JupyterHub lets in by themselves only where users are named.
         "users": sorted(login.users if login.is_open else {*login.users, *login.admins}),
         "open": login.is_open,
-        "is_whole": bool(login.users) and not login.own_lists,
-        "blocked": login.settings.get("blocked_users", []),
+        "is_whole": bool(login.users) and not any(login.settings[one] for one in login.own_lists),
+        "blocked": [str(one).lower() for one in login.settings.get("blocked_users", [])],  # as it compares names
         "file": str(place / state.DATABASE),
         "admins": sorted(login.admins),
         "command": [*image.SERVE, "--hub"],

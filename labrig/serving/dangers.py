@@ -16,7 +16,7 @@ from labrig import image
 from labrig.errors import UsageError
 from labrig.serving import Offer, cluster, settings, traits
 from labrig.serving.documents import Document
-from labrig.serving.rules import DIGEST, ERROR, RUN, WARNING, Finding, at, name, rows, table
+from labrig.serving.rules import DIGEST, ERROR, NOBODY, RUN, WARNING, Finding, at, name, rows, table
 
 Danger = tuple[str, str, str, str]  # a key, what is wrong, what to do, the level
 Rule = tuple[str, Callable[[Any], bool], str, str, str]
@@ -293,7 +293,8 @@ def check_values(document: Document, offers: Sequence[Offer], told: settings.Set
             if place.lines is not None:
                 line = document.line(key.partition(": ")[0]) + place.lines.get(path.partition(".")[0], 0)
             yield Finding(document.file, line, key, what, fix, level)
-    found = [*look(data, OF_VALUES), *_network(data), *_roles(data), *_profiles(data), *_storage(data), *_users(data)]
+    found = [*look(data, OF_VALUES), *_network(data), *_roles(data), *_profiles(data), *_storage(data), *_users(data),
+             *_login(data)]  # fmt: skip
     yield from _named(document, [*found, *_encrypted(data), *_passwords(data, told), *_culling(data)])
 
 
@@ -412,14 +413,34 @@ def _users(data: Any) -> Iterator[Danger]:
 def _doors(data: Any) -> Iterator[tuple[str, str, Any]]:
     """What authenticators' classes are told, wherever: a key, the trait, its value. A table of a base's name counts for
     what extends it, so all count together."""
-    chosen = str(at(data, "hub.config.JupyterHub.authenticator_class")).rpartition(".")[2]
-    for owner, inner in table(data, "hub.config").items():
-        if isinstance(inner, Mapping) and (owner == chosen or str(owner).endswith("Authenticator")):
-            yield from ((f"hub.config.{owner}.{trait}", str(trait), value) for trait, value in inner.items())
-    for key, text in table(data, "hub.extraConfig").items():
-        for _, owner, trait, value in assigned(text):
-            if owner == chosen or owner.endswith("Authenticator"):
-                yield f"hub.extraConfig.{key}: c.{owner}.{trait}", trait, value
+    written = _written(data)
+    chosen = [value for _, owner, trait, value in written if (owner, trait) == ("JupyterHub", "authenticator_class")]
+    name = str(chosen[-1] if chosen else at(data, "hub.config.JupyterHub.authenticator_class")).rpartition(".")[2]
+    given = [
+        (f"hub.config.{owner}.{trait}", str(owner), str(trait), value)
+        for owner, inner in table(data, "hub.config").items()
+        for trait, value in (inner.items() if isinstance(inner, Mapping) else ())
+    ]
+    for key, owner, trait, value in given + written:
+        # What a class extends has the end of its name: Local-GitHub-OAuthenticator. A short name may be any class.
+        if owner.endswith("Authenticator") if not name.endswith("Authenticator") else name.endswith(owner):
+            yield key, trait, value
+
+
+def _written(data: Any) -> list[tuple[str, str, str, Any]]:
+    """What hub.extraConfig assigns: a key, the class, the trait, the value."""
+    return [
+        (f"hub.extraConfig.{key}: c.{owner}.{trait}", owner, trait, value)
+        for key, text in table(data, "hub.extraConfig").items()
+        for _, owner, trait, value in assigned(text)
+    ]
+
+
+def _login(data: Any) -> Iterator[Danger]:
+    """The same as of hub.config (rules.OF_VALUES), by code, which counts for more."""
+    for key, owner, trait, value in _written(data):
+        if (owner, trait) == ("JupyterHub", "authenticator_class") and value in NOBODY:
+            yield key, "anybody comes in, or nobody", "name an authenticator's class", ERROR
 
 
 def _encrypted(data: Any) -> Iterator[Danger]:

@@ -20,6 +20,7 @@ CLASSES = {
     SHARED: "jupyterhub.authenticators.shared.SharedPasswordAuthenticator",
     PAM: "jupyterhub.auth.PAMAuthenticator",
 }
+STANDING = {"allowed_users": "users", "admin_users": "admins"}  # traits that [login] itself sets
 SHORTEST = 8  # of a shared password (jupyterhub, authenticators/shared.py)
 
 
@@ -93,6 +94,12 @@ def prove(settings: Settings) -> None:
 def require_list(settings: Settings) -> None:
     """Raises UsageError where a class, which may know the whole world, is not told who comes in; or is told twice."""
     login = settings.login
+    for trait, key in STANDING.items():
+        if trait in login.settings:
+            raise UsageError(
+                f"{files.where(settings, 'login.settings').at(trait)}: who comes in stands in [login]", found=trait,
+                fix=f"write them there, as {key}",
+            )  # fmt: skip
     if not (login.users or login.own_lists or login.authenticator in CLASSES):
         raise UsageError(
             f"{files.where(settings, 'login').at('authenticator')}: nothing says who may come in",

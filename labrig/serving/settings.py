@@ -116,7 +116,9 @@ class Login:
 
 
 def _allows(key: str, value: Any) -> bool:
-    return key.startswith("allow") or (isinstance(value, dict) and any(_allows(*one) for one in value.items()))
+    """``allow_existing_users`` lets in nobody who has not come in by a list."""
+    inner = isinstance(value, dict) and any(_allows(*one) for one in value.items())
+    return (key.startswith("allow") and key != "allow_existing_users") or inner
 
 
 def is_list(trait: str) -> bool:

@@ -546,3 +546,8 @@ def test_an_engine_is_installed_where_that_is_asked_for(tmp_path: Path) -> None:
         ran = provision(checkout, inventory, "--cold", timeout=600)
         assert ran.code == 7 and "installed and still does not answer" in ran.rows["pc01"]["why"], ran.rows
         assert "docker" in room["pc01"].sh("id -nG admin; command -v dockerd").split()
+        # An engine that is there, from wherever, is not installed again: only its user joins the group.
+        room["pc01"].sh("gpasswd -d admin docker; mv /usr/bin/apt-get /usr/bin/apt-get.away")
+        again = provision(checkout, inventory, "--cold", timeout=600)
+        assert "installed and still does not answer" in again.rows["pc01"]["why"], again.rows
+        assert "docker" in room["pc01"].sh("id -nG admin").split()

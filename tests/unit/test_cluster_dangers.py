@@ -190,6 +190,7 @@ OF_VALUES: list[Mutation] = [
      "hub.config.GitHubOAuthenticator.allow_all"),
     (CODE, code("c.GitHubOAuthenticator.allowed_organizations = {'a'}"), "hub.config.Authenticator.allow_all"),
     ("hub", told_who(code("c.Authenticator.allow_all = True")), f"{CODE}: c.Authenticator.allow_all"),
+    (CODE, code("c.JupyterHub.authenticator_class = 'dummy'"), f"{CODE}: c.JupyterHub.authenticator_class"),
     ("hub", told_who(code(""), allow_existing_users=...), "hub.config.Authenticator.allow_existing_users"),
     ("hub.config.Authenticator", {"allowed_users": ["ada", "bob"], "admin_users": ["bob", "ada"]},
      "hub.config.Authenticator.admin_users"),
@@ -326,6 +327,14 @@ def test_what_a_site_may_do_passes(root: Path, files: dict[str, str], path: str,
     data = put(yaml.safe_load(files[VALUES]), path, value)
     document = documents.read(yaml.safe_dump(data), VALUES)
     assert [*dangers.check_values(document, offers_of(root), TOLD)] == []
+
+
+@pytest.mark.parametrize(("owner", "count"), [("GoogleOAuthenticator", 0), ("OAuthenticator", 1)])
+def test_only_the_class_that_is_chosen_and_what_it_extends_let_people_in(owner: str, count: int) -> None:
+    chosen = {"authenticator_class": "oauthenticator.github.LocalGitHubOAuthenticator"}
+    listed = {"allowed_users": ["ada"], "allow_existing_users": False}
+    config = {"JupyterHub": chosen, "GitHubOAuthenticator": listed, owner: {"allow_all": True}}
+    assert len([*dangers._users({"hub": {"config": config}})]) == count
 
 
 def test_the_flags_are_those_of_the_runner() -> None:

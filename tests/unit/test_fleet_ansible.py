@@ -346,6 +346,8 @@ def test_whoever_gets_docker_may_use_it_before_it_is_used(exported: Path) -> Non
     tasks = yaml.safe_load((exported / "playbook.yml").read_text())[1]["tasks"]
     install = next(n for n, task in enumerate(tasks) if task.get("become"))
     assert "labrig_install" in tasks[install]["when"] and "engine.rc" in tasks[install]["when"]
+    brought = tasks[install]["block"][0]
+    assert brought["when"] == "dockerd.rc != 0" and brought["ansible.builtin.apt"]["fail_on_autoremove"] is True
     joined = tasks[install]["block"][-1]["ansible.builtin.user"]
     assert joined["groups"] == ["docker"] and joined["append"] is True
     assert tasks[install + 1]["ansible.builtin.meta"] == "reset_connection"

@@ -320,6 +320,8 @@ def test_the_file_is_python_and_names_images_by_digest_only() -> None:
          ["admin_users = ['teacher']", "SharedPasswordAuthenticator.admin_password"]),
         ('[login]\nauthenticator = "pam"\nadmins = ["teacher"]\n[login.settings]\nallowed_groups = ["course"]\n',
          ["Authenticator.allow_all = False", "Authenticator.allowed_users = ['teacher']"]),
+        ('[login]\nusers = ["ada"]\n[login.settings]\nallow_all = false\nblocked_users = ["Bob"]\n',
+         [".blocked_users = logins.removed(c, ", " | set(['bob'])"]),
         ('[login]\nauthenticator = "pam"\n[login.settings]\nservice = "login"\n',
          ["'jupyterhub.auth.PAMAuthenticator'", "c.PAMAuthenticator.service = logins.resolved('login', "]),
     ],
@@ -424,6 +426,8 @@ NULL = '[login]\nauthenticator = "jupyterhub.auth.NullAuthenticator"\n'
         (f'{NULL}users = ["a"]\n[login.settings]\nallow_all = true\n', "line 5: .*everybody comes in, so users counts"),
         ('[login]\nauthenticator = "pam"\n[login.settings]\nallow_all = true\nallowed_groups = ["a"]\n',
          "line 4: .*everybody comes in, so allowed_groups counts"),
+        (f'{NULL}users = ["a"]\n[login.settings]\nallowed_users = ["b"]\n', "line 5: .*who comes in stands in"),
+        ('[login]\n[login.settings]\nadmin_users = ["b"]\n', "line 3: .*who comes in stands in"),
     ],
 )  # fmt: skip
 def test_a_class_is_told_who_comes_in_and_told_once(tmp_path: Path, text: str, words: str) -> None:
@@ -472,6 +476,8 @@ def test_an_authenticators_own_list_decides(monkeypatch: pytest.MonkeyPatch, tmp
         ({}, True),
         ({"allow_all": True, "allowed_idps": {"a": {}}}, True),
         ({"allow_all": False}, False),
+        ({"allowed_groups": []}, False),
+        ({"allow_existing_users": True}, True),
         ({"allowed_organizations": ["a"]}, False),
         ({"idps": {"a": {"allowed_domains": ["b"]}}}, False),
     ],
