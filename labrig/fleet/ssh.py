@@ -249,6 +249,20 @@ def configured(address: str) -> Mapping[str, Any]:
     return own.lookup(address) if own else {}
 
 
+def place_of(entry: Entry) -> str:
+    """Where a host is reached, in words, as the inventory and ~/.ssh/config say it together."""
+    from paramiko.ssh_exception import SSHException
+
+    own: Mapping[str, Any] = {}
+    with suppress(OSError, ValueError, SSHException):  # one that cannot be read is said where it is needed
+        own = configured(entry.address)
+    name = str(own.get("hostname", entry.address))
+    also = f" ({name})" if name != entry.address else ""
+    port = entry.port if entry.port != PORT else own.get("port", PORT)
+    way = entry.jump or own.get("proxyjump") or own.get("proxycommand", "")
+    return f"{entry.address}{also}, port {port}" + (f", by way of {way}" if way else "")
+
+
 def _require_place(entry: Entry) -> None:
     """Raise Failure where ~/.ssh/config sends an IP address of the inventory to another machine."""
     for address in filter(_is_ip, (entry.address, jump(entry)[1])):
@@ -705,7 +719,7 @@ def _failure(room: Room, entry: Entry, error: Exception) -> Failure:
     from paramiko.ssh_exception import AuthenticationException, BadHostKeyException, SSHException
 
     cause = error.__context__ if type(error).__name__ == "ConnectError" and error.__context__ else error
-    where = f"{entry.address}, port {entry.port}"
+    where = place_of(entry)
     keys = f"invoke keys --inventory={shlex.quote(str(room.path))}"
     if isinstance(cause, BadHostKeyException):
         have, known = cause.key.fingerprint, cause.expected_key.fingerprint

@@ -6,11 +6,12 @@ import io
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from labrig.errors import DistributeError, Interrupted, PendingError, UsageError
-from labrig.fleet import DRIFT, FAILED, OK, UNREACHABLE, Row, apply
+from labrig.fleet import DRIFT, FAILED, OK, UNREACHABLE, Row, apply, ssh
 from labrig.inventory import Entry, Room
 
 
@@ -90,3 +91,20 @@ def test_the_live_table_is_drawn_seldom_and_is_no_longer_than_the_terminal(monke
     last = drawn[-2].split("\n")[-11:-1]
     assert [line.split()[0] for line in last] == [f"h{n}" for n in range(239, 229, -1)]
     assert "labs: 1 of 71 files" in last[0] and "OK" in last[1], last
+
+
+@pytest.mark.parametrize(
+    ("own", "more", "words"),
+    [
+        ({}, {}, "10.0.7.9, port 22"),
+        ({"hostname": "lab9.example.edu", "port": "2201"}, {}, "10.0.7.9 (lab9.example.edu), port 2201"),
+        ({"hostname": "10.0.7.9", "port": "2201", "proxyjump": "gate"}, {"port": 2222},
+         "10.0.7.9, port 2222, by way of gate"),
+        ({"proxyjump": "gate"}, {"jump": "admin@other"}, "10.0.7.9, port 22, by way of admin@other"),
+    ],
+)  # fmt: skip
+def test_a_row_says_where_a_host_was_dialled(
+    own: dict[str, str], more: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "configured", lambda _: own)
+    assert ssh.place_of(Entry("pc9", None, "auto", "", "", "10.0.7.9", **more)) == words
