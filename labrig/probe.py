@@ -479,6 +479,10 @@ READERS = {
     "libraries": read_libraries,
     "dataloader": read_dataloader,
 }
+# Seconds, after which the process ends, and with it whatever it waits for. Where a worker dies at once, torch's handler
+# of SIGCHLD may raise in the middle of a queue's put(), whose lock then stays held, and the iterator's end waits for it
+# (torch/utils/data/dataloader.py, _shutdown_workers): seen once in some hundred runs.
+LIMITS = {"dataloader": 150, "shm": 150}
 MAC_READERS = {"mps": read_mps}
 IMAGE_READERS = {"user": read_user, "shm": read_shm, "labs": read_labs}
 ALL_READERS = {**READERS, **MAC_READERS, **IMAGE_READERS, "system": read_system, "confinement": read_confinement}
@@ -497,6 +501,7 @@ def answer(names: list[str]) -> None:
     before = 0
     site.main()  # only now (the process was started with -S): what installs itself by .pth is watched as well
     for name in names:
+        signal.alarm(LIMITS.get(name, 0))
         try:
             fact = ALL_READERS[name]()
         except Exception as error:
@@ -522,6 +527,8 @@ def read_all(names: list[str]) -> dict[str, object]:
         if waiting:
             code = done.returncode
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            if code == -signal.SIGALRM:
+                how = "heard nothing from its workers in time; they may lack shared memory (/dev/shm)"
             facts[waiting.pop(0)] = {"error": f"the process that read it {how}"}
     return {**facts, "connections": connections}
 

@@ -92,6 +92,24 @@ def test_a_torch_that_prints_and_one_that_dies_do_not_spoil_the_document(environ
     assert "error" not in facts["files"]
 
 
+def test_workers_that_are_waited_for_for_ever_cost_their_own_fact_only(environment: Path, tmp_path: Path) -> None:
+    """As by a lock that nobody gives back, with the limit of this copy at a second."""
+    loader = (
+        "import threading\nclass DataLoader:\n    def __init__(self, *_, **__): pass\n"
+        "    def __iter__(self): held = threading.Lock(); held.acquire(); held.acquire()\n"
+    )
+    for name, code in {"__init__": "", "utils/__init__": "", "utils/data": loader}.items():
+        file = packages_of(environment) / "torch" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(code)
+    hasty = tmp_path / "probe.py"
+    hasty.write_text(PROBE.read_text().replace('"dataloader": 150', '"dataloader": 1'))
+    done = subprocess.run([environment / "bin" / "python", "-S", hasty], capture_output=True, text=True, timeout=60)
+    facts = json.loads(done.stdout)
+    assert "the process that read it heard nothing from its workers in time" in facts["dataloader"]["error"]
+    assert "error" not in facts["files"]
+
+
 CONNECT = {
     "connect": f"import socket; socket.create_connection(('{NOWHERE}', 9), timeout=5)",
     "look-up": "import socket; socket.getaddrinfo('labrig.invalid', 80)",
