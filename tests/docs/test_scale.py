@@ -190,12 +190,12 @@ def test_a_kernel_over_the_limit_dies_alone(tmp_path: Path) -> None:
 def service(made: hubs.Hub) -> Iterator[None]:
     """`invoke serve --hub --foreground`, until it answers; ended as systemd ends it (KillMode=control-group)."""
     command = [*hubs.INVOKE, "serve", "--hub", f"--config={made.config}", "--foreground"]
-    with (made.cache.parent / "said").open("wb") as said, subprocess.Popen(
+    with (made.checkout.parent / "said").open("wb") as said, subprocess.Popen(
         command, cwd=made.checkout, env={**os.environ, **made.variables}, stdout=said, stderr=said
     ) as process:  # fmt: skip
         try:
             wait_until(lambda: process.poll() is not None or made.status()["state"] == "running", "the hub is up")
-            assert process.poll() is None, (made.cache.parent / "said").read_text()
+            assert process.poll() is None, (made.checkout.parent / "said").read_text()
             yield
         finally:
             keeper = int((made.place / "pid").read_text())
