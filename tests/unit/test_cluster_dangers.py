@@ -113,6 +113,7 @@ def told_who(text: str, **traits: Any) -> Callable[[Any], Any]:
     }  # fmt: skip
 
 
+WORK_OTHERWISE = f"{image.HOME}/./{Path(image.WORK).name}/"  # the same folder
 CODE = "hub.extraConfig.labrig-secrets"
 OF_VALUES: list[Mutation] = [
     *spawner("privileged", True),
@@ -140,7 +141,7 @@ OF_VALUES: list[Mutation] = [
     *spawner("init_containers", [{"name": "x", "image": "busybox"}], "init_containers.0.image"),
     *spawner("extra_containers", [{"name": "x", "image": OTHER}], "extra_containers.0.image"),
     *spawner("volume_mounts", [{"name": "shm", "mountPath": "/dev/shm"}], "volume_mounts"),
-    *spawner("volume_mounts", [{"name": "x", "mountPath": f"{image.HOME}/./work/"}], "volume_mounts.0.mountPath"),
+    *spawner("volume_mounts", [{"name": "x", "mountPath": WORK_OTHERWISE}], "volume_mounts.0.mountPath"),
     ("singleuser.extraPodConfig.hostNetwork", True, ""),
     ("singleuser.extraPodConfig.hostPID", True, ""),
     ("singleuser.extraPodConfig.hostIPC", True, ""),
