@@ -27,6 +27,11 @@ if (!found)
     .forEach(one => one.scrollBy(0, -150));
 return found;
 """
+# The button is there before the hub's script is, and a press before that is nobody's (jupyterhub, js/home.js).
+HEARD = """
+const jquery = window.require && require.defined('jquery') && require('jquery');
+return Boolean(jquery && (jquery._data(document.getElementById('stop'), 'events') || {}).click);
+"""
 # Asks the kernel as JupyterLab does: over a WebSocket through the proxy (jupyter-client, docs: messaging).
 RUN = """
 const [base, kernel, code, done] = arguments;
@@ -262,6 +267,7 @@ class Seat:
         from selenium.webdriver.common.by import By
 
         self.open("/hub/home")
+        self.wait(lambda page: page.execute_script(HEARD))
         self.press("#stop")
         self.wait(lambda page: not any(one.is_displayed() for one in page.find_elements(By.ID, "stop")))
 
