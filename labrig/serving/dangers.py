@@ -314,10 +314,9 @@ def _roles(data: Any) -> Iterator[Danger]:
     """Roles that every user has, with scopes that reach others."""
     found = [(key, key.rpartition(".")[2], role) for key, role in listed(data, "hub.loadRoles")]
     found += [(key, "", role) for key, role in listed(data, "hub.config.JupyterHub.load_roles")]
-    for key, text in table(data, "hub.extraConfig").items():
-        for _, owner, trait, value in assigned(text):
-            inner = listed({trait: value}, "load_roles") if owner == "JupyterHub" else []
-            found += [(f"hub.extraConfig.{key}: c.JupyterHub.{path}", "", role) for path, role in inner]
+    for key, owner, trait, value in _written(data):
+        inner = listed({trait: value}, "load_roles") if owner == "JupyterHub" else []
+        found += [(f"{key.removesuffix(trait)}{path}", "", role) for path, role in inner]
     for key, given, role in found:
         scopes = role.get("scopes")
         far = [
@@ -479,8 +478,7 @@ def _passwords(data: Any, told: settings.Settings) -> Iterator[Danger]:
         needed = set()
     if owner == cluster.SHARED_CLASS:
         needed.add("user_password")
-    code = [row for text in table(data, "hub.extraConfig").values() for row in assigned(text)]
-    given = {trait for _, _, trait, _ in code} | {str(one) for one in table(data, f"hub.config.{owner}")}
+    given = {trait for _, _, trait, _ in _written(data)} | {str(one) for one in table(data, f"hub.config.{owner}")}
     for trait in sorted(needed - given):
         what = f"nothing gives the hub {owner}.{trait}, so nobody comes in"
         yield "hub.extraConfig", what, "put the block labrig-secrets back (invoke serve --cluster)", ERROR

@@ -258,6 +258,18 @@ def test_a_killed_apply_shows_and_the_next_one_finishes(world: World) -> None:
     assert "applying.json" not in world.room["pc03"].sh("ls /opt/labrig")
 
 
+def interrupted_after(process: subprocess.Popen[str], *words: str) -> str:
+    """All that it says on stderr; Ctrl-C comes once it has said these."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if all(one in seen for one in words):
+            process.send_signal(signal.SIGINT)
+            break
+    return seen + process.stderr.read()
+
+
 def test_ctrl_c_keeps_what_was_finished(world: World) -> None:
     world.spoil("rm start", "pc01")
     world.spoil("rm -r envs", "pc02")
@@ -265,14 +277,7 @@ def test_ctrl_c_keeps_what_was_finished(world: World) -> None:
         command(world.inventory, "--limit=pc01,pc02"), cwd=world.checkout.root, env=environment(world.checkout),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     ) as process:  # fmt: skip
-        assert process.stderr is not None
-        seen = ""
-        for line in process.stderr:
-            seen += line
-            if "pc01: OK" in seen and "pc02: environment:" in seen:
-                process.send_signal(signal.SIGINT)
-                break
-        seen += process.stderr.read()
+        seen = interrupted_after(process, "pc01: OK", "pc02: environment:")
     assert process.returncode == 130 and "Traceback" not in seen, seen
     assert world.run("--plan").states()["pc01"] == "OK"
     again = world.run("--limit=@failed")
@@ -518,14 +523,7 @@ def test_a_host_that_freezes_while_it_pulls_holds_up_no_other(tmp_path: Path) ->
             command(inventory, "--wave=2", "--budget=100"), cwd=checkout.root, env=environment(checkout),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         ) as process:  # fmt: skip
-            assert process.stderr is not None
-            seen = ""
-            for line in process.stderr:
-                seen += line
-                if "docker2: OK" in seen and "docker3: OK" in seen:
-                    process.send_signal(signal.SIGINT)
-                    break
-            seen += process.stderr.read()
+            seen = interrupted_after(process, "docker2: OK", "docker3: OK")
         assert process.returncode == 130 and "docker1: TIMEOUT" not in seen, seen
         assert seen.index("images: 3 hosts, 3.0 kB, 2 at once") < seen.index("docker1: image:"), seen
 
